@@ -1,0 +1,36 @@
+//! Random streams named by what they are for.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+
+/// ChaCha8 keyed with SHA-256 of a domain label and numbers, so that no two uses share a stream.
+fn stream(domain: &str, numbers: &[u64]) -> ChaCha8Rng {
+    let mut hash = Sha256::new();
+    hash.update(domain.as_bytes());
+    // Ends the label, so that no label is the beginning of another one's input.
+    hash.update([0u8]);
+    for n in numbers {
+        hash.update(n.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(hash.finalize().into())
+}
+
+/// The generator of one sample in one epoch: all of its augmentation is drawn from it.
+///
+/// A function of its three arguments alone, so an image is augmented alike for any batch size, order and number of
+/// threads. `index` is the row in the [`Dataset`](crate::Dataset) that the loader reads.
+pub fn sample_rng(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
+    stream("retort-datasets/sample/1", &[seed, epoch, index])
+}
+
+/// Rows `0..n` in the order of one epoch: Fisher-Yates (Durstenfeld 1964) from `(seed, epoch)`.
+pub(crate) fn shuffled(seed: u64, epoch: u64, n: u32) -> Vec<u32> {
+    let mut rng = stream("retort-datasets/shuffle/1", &[seed, epoch]);
+    let mut order: Vec<u32> = (0..n).collect();
+    for i in (1..n).rev() {
+        let j = rng.random_range(0..=i);
+        order.swap(i as usize, j as usize);
+    }
+    order
+}

@@ -1,0 +1,116 @@
+//! From tensors to slices and back.
+
+use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
+
+use crate::simd::Float;
+
+/// Runs an expression with `$t` as the Rust type of a checked element type.
+macro_rules! by_dtype {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            found => Err(candle_core::Error::UnsupportedDTypeForOp(found, $op)),
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+/// The elements of a contiguous storage.
+pub(crate) fn slice<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    let all = T::cpu_storage_as_slice(storage)?;
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&all[from..to]),
+        None => Err(candle_core::Error::RequiresContiguous { op: "retort-kernels" }),
+    }
+}
+
+/// Calls `f` with the elements of a contiguous tensor on the CPU.
+pub(crate) fn with_slice<T: Float, R>(t: &Tensor, f: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
+        _ => candle_core::bail!("retort-kernels: expected a tensor on the cpu"),
+    }
+}
+
+/// A new tensor on the CPU without history.
+pub(crate) fn tensor<T: Float>(values: Vec<T>, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
+}
+
+/// The element type of a storage.
+pub(crate) fn dtype(storage: &CpuStorage) -> DType {
+    candle_core::backend::BackendStorage::dtype(storage)
+}
+
+/// A small tensor as `f64` numbers.
+pub(crate) fn to_f64(t: &Tensor) -> candle_core::Result<Vec<f64>> {
+    t.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
+}
+
+/// A vector of `len` elements that `f` writes; saves filling it with zeros first.
+///
+/// # Safety
+///
+/// `f` must write every element and read none that it has not written.
+pub(crate) unsafe fn filled<T: Float>(len: usize, f: impl FnOnce(&mut [T])) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    // SAFETY: the capacity is `len`; floats have no invalid bit patterns and no destructor, `f` only writes to the slice
+    // and has written all of it when the length is set.
+    unsafe {
+        f(std::slice::from_raw_parts_mut(values.as_mut_ptr(), len));
+        values.set_len(len);
+    }
+    values
+}
+
+/// Copies a short run without a call: two overlapping pieces of a fixed size instead of a loop over the rest.
+#[inline(always)]
+pub(crate) fn copy_run<T: Float>(from: &[T], to: &mut [T]) {
+    let n = from.len();
+    debug_assert_eq!(n, to.len());
+    if n >= 16 {
+        for (to, from) in to.as_chunks_mut::<16>().0.iter_mut().zip(from.as_chunks::<16>().0) {
+            *to = *from;
+        }
+        copy_tail::<T, 16>(from, to);
+    } else if n >= 8 {
+        to[..8].copy_from_slice(&from[..8]);
+        copy_tail::<T, 8>(from, to);
+    } else if n >= 4 {
+        to[..4].copy_from_slice(&from[..4]);
+        copy_tail::<T, 4>(from, to);
+    } else {
+        for (to, &x) in to.iter_mut().zip(from) {
+            *to = x;
+        }
+    }
+}
+
+#[inline(always)]
+fn copy_tail<T: Float, const N: usize>(from: &[T], to: &mut [T]) {
+    let at = from.len() - N;
+    to[at..at + N].copy_from_slice(&from[at..at + N]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_every_length_are_copied() {
+        for n in 0..70 {
+            let from: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
+            let mut to = vec![0.0; n];
+            copy_run(&from, &mut to);
+            assert_eq!(from, to);
+        }
+    }
+}

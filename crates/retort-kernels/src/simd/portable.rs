@@ -1,0 +1,45 @@
+//! A plain array as a vector.
+
+use super::{Float, Simd};
+
+/// `N` numbers; the compiler turns the loops into what the target has.
+#[derive(Clone, Copy)]
+pub(crate) struct Array<T, const N: usize>([T; N]);
+
+impl<T: Float, const N: usize> Simd for Array<T, N> {
+    type Elem = T;
+    const LANES: usize = N;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(from: *const T) -> Self {
+        // SAFETY: the caller passes a pointer to `N` elements.
+        Self(unsafe { from.cast::<[T; N]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut T) {
+        // SAFETY: the caller passes a pointer to `N` elements.
+        unsafe { to.cast::<[T; N]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: T) -> Self {
+        Self([value; N])
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        let mut sum = addend.0;
+        for (sum, (a, b)) in sum.iter_mut().zip(self.0.into_iter().zip(factor.0)) {
+            // Not fused: without the instruction that would be a call for each element.
+            *sum += a * b;
+        }
+        Self(sum)
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> T {
+        let mut sum = self.0[0];
+        for i in 1..N {
+            sum += self.0[i];
+        }
+        sum
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the public functions: finite differences, references in plain loops, ties, errors, determinism.
+
+mod conv;
+mod errors;
+mod norm;
+mod pointwise;
+mod pool;
+mod sampling;
+mod support;
+mod upstream;

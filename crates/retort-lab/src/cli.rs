@@ -1,0 +1,247 @@
+//! The command line of `retort`.
+
+use crate::list::{What, entries, plain};
+use crate::manifest::Loaded;
+use crate::plan::{Plan, RunSpec, Selection, Splits};
+use crate::record::Record;
+use crate::runner::{Layout, Outcome, Resources, Runner};
+use crate::table::{Records, Table};
+use crate::{Error, Result};
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Knowledge-distillation benchmarks from manifests.
+#[derive(Debug, Parser)]
+#[command(name = "retort", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Plan a table, run what is missing, print it.
+    Reproduce(ReproduceArgs),
+    /// Run one run of a manifest's plan: the unit that a cluster's scheduler starts.
+    Train(TrainArgs),
+    /// Run a record's specification again and compare the two records line by line.
+    Rerun(RerunArgs),
+    /// What exists: methods, models, data sets, tables.
+    List {
+        #[arg(value_enum)]
+        what: What,
+        /// One JSON array instead of lines.
+        #[arg(long)]
+        json: bool,
+        /// Folder of manifests.
+        #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
+        experiments: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Folder for records, weights, checkpoints and tables.
+    #[arg(long, env = "RETORT_RUNS", default_value = "runs", hide_env_values = true)]
+    out: PathBuf,
+    /// Folder of data sets that are not embedded (or a folder with a folder of the set's name).
+    #[arg(long, env = "RETORT_DATA", hide_env_values = true)]
+    data: Option<PathBuf>,
+    /// Never use the network. Nothing does yet: data are embedded or read from --data.
+    #[arg(long)]
+    offline: bool,
+    /// Runs side by side; the cores are divided among them [default: the number of cores].
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Threads over all runs; they change no number [default: RAYON_NUM_THREADS or the number of cores].
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+struct ReproduceArgs {
+    /// Name of a manifest, for example `table1`.
+    table: String,
+    /// Scale: `quick`, `cpu`, `paper` ...
+    #[arg(long)]
+    profile: Option<String>,
+    /// Only these methods (and the baseline).
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Number of seeds instead of the profile's.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// Print the runs and their ids, run nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Run nothing: render the table from the records in this folder.
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+    /// Folder of manifests.
+    #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
+    experiments: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// A manifest file.
+    manifest: PathBuf,
+    /// Id of the run, as `reproduce --plan` prints it.
+    #[arg(long)]
+    run: String,
+    /// Scale.
+    #[arg(long)]
+    profile: Option<String>,
+    /// Number of seeds instead of the profile's.
+    #[arg(long)]
+    seeds: Option<u64>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct RerunArgs {
+    /// A record, `ID.jsonl`.
+    record: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Cli {
+    /// Carries out the command; tables and lists go to `out`, progress to standard error.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error::exit_code`].
+    pub fn execute(&self, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
+        match &self.command {
+            Command::Reproduce(args) => reproduce(args, out, stop),
+            Command::Train(args) => train(args, out, stop),
+            Command::Rerun(args) => rerun(args, out, stop),
+            Command::List { what, json, experiments } => {
+                let entries = entries(*what, experiments)?;
+                let text = if *json { format!("{}\n", serde_json::Value::from(entries)) } else { plain(&entries) };
+                print(out, &text)
+            }
+        }
+    }
+}
+
+fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
+    let loaded = Loaded::table(&args.experiments, &args.table)?;
+    let selection = Selection { only: args.only.clone(), seeds: args.seeds };
+    let (plan, splits) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
+    if args.plan {
+        return print(out, &describe(&plan));
+    }
+    if let Some(folder) = &args.from {
+        return print(out, &Table::new(&loaded, &plan, &records(folder, &plan)?)?.terminal());
+    }
+    let runner = args.common.runner(&splits, stop)?;
+    let Outcome { records, failures } = runner.run(&plan)?;
+    let table = Table::new(&loaded, &plan, &records)?;
+    let folder = runner.layout.table(&plan.table, &plan.profile);
+    table.save(&folder)?;
+    print(out, &table.terminal())?;
+    print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", folder.display()))?;
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = failures.iter().map(|(id, reason)| format!("  {id}: {reason}")).collect();
+    Err(Error::Failed(format!("{} run(s) failed:\n{}", failures.len(), lines.join("\n"))))
+}
+
+fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
+    let loaded = Loaded::read(&args.manifest)?;
+    let selection = Selection { only: vec![], seeds: args.seeds };
+    let (plan, splits) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
+    let runs = plan.by_id();
+    let spec = runs.get(&args.run).ok_or_else(|| {
+        let hint = crate::source::suggestion(&args.run, runs.keys().map(String::as_str));
+        Error::Request(format!("profile `{}` has no run `{}`{hint}", plan.profile, args.run))
+    })?;
+    let record = args.common.runner(&splits, stop)?.one(spec)?;
+    print(out, &format!("{}\n", result_line(&record)))
+}
+
+fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
+    let old = Record::load(&args.record)?;
+    let data = &old.spec.data;
+    let splits = Splits::load(&data.name, Some(data.train), Some(data.test), args.common.data.as_deref())?;
+    if &splits.spec() != data {
+        return Err(Error::Request(format!(
+            "{}: the data differ: the record has {data:?}, here is {:?}",
+            args.record.display(),
+            splits.spec()
+        )));
+    }
+    let new = args.common.runner(&splits, stop)?.one(&old.spec)?;
+    let (a, b) = (old.reproducible_lines(), new.reproducible_lines());
+    if let Some(line) = (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i)) {
+        let show = |lines: &[String]| lines.get(line).cloned().unwrap_or_else(|| "nothing".into());
+        return Err(Error::Failed(format!("the records differ in line {}:\n  {}\n  {}", line + 1, show(&a), show(&b))));
+    }
+    print(
+        out,
+        &format!(
+            "{} agrees with {} in every bit\n",
+            Record::path(&Layout::new(&args.common.out).records(), &new.id).display(),
+            args.record.display()
+        ),
+    )
+}
+
+fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &Common) -> Result<(Plan, Splits)> {
+    let (name, profile) = loaded.profile(profile)?;
+    let data = &profile.data;
+    let splits = Splits::load(data.name.as_ref(), data.train, data.test, common.data.as_deref())?;
+    Ok((Plan::new(loaded, name, &splits, selection)?, splits))
+}
+
+fn records(folder: &Path, plan: &Plan) -> Result<Records> {
+    let paths = plan.by_id().into_keys().map(|id| (Record::path(folder, &id), id)).filter(|(path, _)| path.exists());
+    paths.map(|(path, id)| Ok((id, Record::load(&path)?))).collect()
+}
+
+fn describe(plan: &Plan) -> String {
+    let line = |id: String, spec: &RunSpec, what: &str| {
+        format!("{id}  {:<12} {:>4} epochs  {what}\n", spec.model, spec.epochs)
+    };
+    let mut text: String = plan.teachers.iter().map(|t| line(t.id(), t, "teacher")).collect();
+    for run in &plan.runs {
+        text += &line(
+            run.spec.id(),
+            &run.spec,
+            &format!("{}, seed {}, teacher {}", run.method, run.seed, plan.teachers[run.pair].model),
+        );
+    }
+    text
+}
+
+fn result_line(record: &Record) -> String {
+    serde_json::json!({ "id": record.id, "model": record.spec.model, "result": record.result }).to_string()
+}
+
+fn print(out: &mut dyn Write, text: &str) -> Result<()> {
+    out.write_all(text.as_bytes()).map_err(|e| Error::Failed(format!("cannot write the output: {e}")))
+}
+
+impl Common {
+    fn runner<'a>(&self, splits: &'a Splits, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+        let mut resources = Resources::default();
+        if let Some(threads) = self.threads {
+            resources = Resources { jobs: threads, threads };
+        }
+        if let Some(jobs) = self.jobs {
+            resources.jobs = jobs;
+        }
+        if resources.jobs == 0 || resources.threads == 0 {
+            return Err(Error::Request("`--jobs` and `--threads` must be at least 1, found 0".into()));
+        }
+        Ok(Runner { layout: Layout::new(&self.out), splits, resources, stop })
+    }
+}

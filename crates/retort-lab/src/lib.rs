@@ -1,0 +1,17 @@
+#![deny(missing_docs)]
+#![doc = include_str!("../README.md")]
+
+pub mod cli;
+mod error;
+mod list;
+pub mod manifest;
+pub mod plan;
+mod progress;
+pub mod published;
+pub mod record;
+pub mod runner;
+mod source;
+pub mod stats;
+pub mod table;
+
+pub use error::{Error, Result};

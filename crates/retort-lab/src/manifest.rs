@@ -1,0 +1,276 @@
+//! What an experiment is: the typed form of `experiments/*.toml`.
+
+use crate::source::{Source, suggestion};
+use crate::{Error, Result};
+use retort_datasets::TransformConfig;
+use retort_losses::LossConfig;
+use retort_nn::{OptimizerConfig, ScheduleConfig};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// One benchmark table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Heading of the table.
+    pub title: String,
+    /// Which published table this is.
+    pub paper: String,
+    /// Method that differences are measured against.
+    pub baseline: Spanned<String>,
+    /// Profile that runs where none is named.
+    pub default_profile: Spanned<String>,
+    /// Published numbers and the protocol under which they hold.
+    pub published: Option<PublishedConfig>,
+    /// The rows, in order.
+    pub methods: Vec<MethodConfig>,
+    /// Scales at which the table can be run.
+    pub profiles: BTreeMap<String, Profile>,
+}
+
+/// Where published numbers are, and what a profile must agree with for them to be comparable.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedConfig {
+    /// JSON file, relative to the manifest.
+    pub file: PathBuf,
+    /// Name of the data set.
+    pub data: String,
+    /// Training images.
+    pub train: usize,
+    /// Epochs of the student.
+    pub epochs: usize,
+    /// Batch size.
+    pub batch_size: usize,
+    /// Base learning rate of the student.
+    pub lr: f64,
+}
+
+/// One row.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodConfig {
+    /// Name on the command line and in the CSV file, for example `crd+kd`.
+    pub id: Spanned<String>,
+    /// Name in the table.
+    pub label: String,
+    /// Weighted terms.
+    pub losses: Vec<Spanned<LossConfig>>,
+    /// Name of the row in the published file.
+    pub published: Option<String>,
+}
+
+/// A scale: data, pairs, recipe.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// One sentence for readers of the table.
+    pub about: String,
+    /// Which images.
+    pub data: DataConfig,
+    /// Teacher and student architectures.
+    pub pairs: Vec<Pair>,
+    /// Number of seeds, counted from 1.
+    pub seeds: u64,
+    /// Images in a training batch.
+    pub batch_size: usize,
+    /// Augmentation of training images.
+    pub augmentation: Vec<TransformConfig>,
+    /// How the teacher is trained.
+    pub teacher: Recipe,
+    /// How every student is trained.
+    pub student: Recipe,
+    /// Losses of a method in this profile, in place of the manifest's.
+    #[serde(default)]
+    pub overrides: BTreeMap<Spanned<String>, Vec<Spanned<LossConfig>>>,
+}
+
+/// A data set and how much of it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Name in the registry.
+    pub name: Spanned<String>,
+    /// Class-balanced number of training images; all where absent.
+    pub train: Option<usize>,
+    /// Class-balanced number of test images; all where absent.
+    pub test: Option<usize>,
+}
+
+/// Teacher and student.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// Architecture of the teacher.
+    pub teacher: Spanned<String>,
+    /// Architecture of the student.
+    pub student: Spanned<String>,
+    /// Losses of a method for this pair, in place of the profile's.
+    #[serde(default)]
+    pub overrides: BTreeMap<Spanned<String>, Vec<Spanned<LossConfig>>>,
+}
+
+/// Epochs, optimiser and schedule.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Passes over the training images, at least 1.
+    pub epochs: Spanned<usize>,
+    /// Evaluate every so many epochs; only after the last where absent.
+    pub evaluate_every: Option<usize>,
+    /// Which optimiser.
+    pub optimizer: Spanned<OptimizerConfig>,
+    /// Its rate over time.
+    pub schedule: Spanned<ScheduleConfig>,
+}
+
+/// A manifest that was read and checked, with the text that messages point into.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// Name of the table: the file's stem.
+    pub name: String,
+    /// The manifest.
+    pub manifest: Manifest,
+    pub(crate) source: Source,
+}
+
+impl Loaded {
+    /// Reads the table `name` from the folder of manifests.
+    ///
+    /// # Errors
+    ///
+    /// An unknown table with the nearest name, or whatever [`Loaded::read`] finds.
+    pub fn table(folder: &Path, name: &str) -> Result<Self> {
+        let known = tables(folder)?;
+        if !known.iter().any(|table| table == name) {
+            let hint = suggestion(name, known.iter().map(String::as_str));
+            return Err(Error::Request(format!("unknown table `{name}` in {}{hint}", folder.display())));
+        }
+        Self::read(&folder.join(format!("{name}.toml")))
+    }
+
+    /// Reads and checks one manifest.
+    ///
+    /// # Errors
+    ///
+    /// File, line and column of the first mistake, with the nearest valid name.
+    pub fn read(path: &Path) -> Result<Self> {
+        let source = Source::read(path)?;
+        let manifest = source.parse()?;
+        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let loaded = Self { name, manifest, source };
+        loaded.check()?;
+        Ok(loaded)
+    }
+
+    /// The profile called `name`, or the default one.
+    ///
+    /// # Errors
+    ///
+    /// An unknown profile with the nearest name.
+    pub fn profile(&self, name: Option<&str>) -> Result<(&str, &Profile)> {
+        let profiles = &self.manifest.profiles;
+        let name = name.unwrap_or(self.manifest.default_profile.as_ref());
+        profiles.get_key_value(name).map(|(name, profile)| (name.as_str(), profile)).ok_or_else(|| {
+            let hint = suggestion(name, profiles.keys().map(String::as_str));
+            Error::file(&self.source.path, format!("unknown profile `{name}`{hint}"))
+        })
+    }
+
+    /// Method ids in the order of the rows.
+    pub fn method_ids(&self) -> impl Iterator<Item = &str> + Clone {
+        self.manifest.methods.iter().map(|method| method.id.as_ref().as_str())
+    }
+
+    fn check(&self) -> Result<()> {
+        let manifest = &self.manifest;
+        let mut seen = Vec::new();
+        for method in &manifest.methods {
+            let id = method.id.as_ref();
+            if seen.contains(&id) {
+                return Err(self.source.error(method.id.span(), format!("method `{id}` occurs twice")));
+            }
+            seen.push(id);
+            if method.losses.is_empty() {
+                return Err(self.source.error(method.id.span(), format!("method `{id}` needs at least one loss")));
+            }
+            self.check_losses(&method.losses)?;
+        }
+        self.check_method(&manifest.baseline)?;
+        if !manifest.profiles.contains_key(manifest.default_profile.as_ref()) {
+            let name = manifest.default_profile.as_ref();
+            let hint = suggestion(name, manifest.profiles.keys().map(String::as_str));
+            return Err(self.source.error(manifest.default_profile.span(), format!("unknown profile `{name}`{hint}")));
+        }
+        manifest.profiles.values().try_for_each(|profile| self.check_profile(profile))
+    }
+
+    fn check_profile(&self, profile: &Profile) -> Result<()> {
+        let data = &profile.data.name;
+        retort_datasets::info(data.as_ref()).map_err(|e| self.source.error(data.span(), e))?;
+        if profile.seeds == 0 || profile.pairs.is_empty() || profile.batch_size == 0 {
+            return Err(self
+                .source
+                .error(data.span(), "a profile needs at least one seed, one pair and a batch size of 1"));
+        }
+        for recipe in [&profile.teacher, &profile.student] {
+            if *recipe.epochs.as_ref() == 0 || recipe.evaluate_every == Some(0) {
+                return Err(self
+                    .source
+                    .error(recipe.epochs.span(), "`epochs` and `evaluate_every` must be at least 1, found 0"));
+            }
+            recipe.optimizer.as_ref().validate().map_err(|e| self.point(recipe.optimizer.span(), &e))?;
+            recipe.schedule.as_ref().validate().map_err(|e| self.point(recipe.schedule.span(), &e))?;
+        }
+        for pair in &profile.pairs {
+            for model in [&pair.teacher, &pair.student] {
+                retort_models::info(model.as_ref()).map_err(|e| self.source.error(model.span(), e))?;
+            }
+        }
+        let overrides = profile.overrides.iter().chain(profile.pairs.iter().flat_map(|pair| &pair.overrides));
+        for (method, losses) in overrides {
+            self.check_method(method)?;
+            self.check_losses(losses)?;
+        }
+        Ok(())
+    }
+
+    fn check_losses(&self, losses: &[Spanned<LossConfig>]) -> Result<()> {
+        losses.iter().try_for_each(|loss| loss.as_ref().validate().map_err(|e| self.point(loss.span(), &e)))
+    }
+
+    fn check_method(&self, id: &Spanned<String>) -> Result<()> {
+        if self.method_ids().any(|known| known == id.as_ref()) {
+            return Ok(());
+        }
+        let hint = suggestion(id.as_ref(), self.method_ids());
+        Err(self.source.error(id.span(), format!("unknown method `{}`{hint}", id.as_ref())))
+    }
+
+    /// Points at the field that a range check names between backticks.
+    fn point(&self, span: std::ops::Range<usize>, error: &dyn std::fmt::Display) -> Error {
+        let message = error.to_string();
+        let field = message.split('`').nth(1).unwrap_or_default().to_string();
+        self.source.error_at(span, &field, message)
+    }
+}
+
+/// Names of the tables in a folder of manifests, sorted.
+///
+/// # Errors
+///
+/// The folder cannot be read.
+pub fn tables(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|e| Error::file(folder, format!("cannot read the folder of manifests: {e}")))?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            (path.extension()? == "toml").then(|| path.file_stem().map(|s| s.to_string_lossy().into_owned()))?
+        })
+        .collect();
+    names.sort();
+    Ok(names)
+}

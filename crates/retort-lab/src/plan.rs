@@ -1,0 +1,243 @@
+//! From a manifest to runs: every run has an id that is a hash of what it does.
+
+use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
+use crate::source::suggestion;
+use crate::{Error, Result};
+use retort_datasets::{Dataset, Split, TransformConfig};
+use retort_losses::LossConfig;
+use retort_nn::{OptimizerConfig, ScheduleConfig};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Raised when kernels, losses or the loop start to give other numbers for the same specification,
+/// so that finished runs of an older state are not taken for new ones.
+pub const NUMERICS: u32 = 1;
+
+/// Everything that decides the numbers of a run, its teacher included: enough to run it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSpec {
+    /// Revision of the numerics, see [`NUMERICS`].
+    pub numerics: u32,
+    /// Architecture that is trained.
+    pub model: String,
+    /// Weighted terms.
+    pub losses: Vec<LossConfig>,
+    /// The run that trains the teacher.
+    pub teacher: Option<Box<RunSpec>>,
+    /// Which images.
+    pub data: DataSpec,
+    /// Augmentation of training images.
+    pub augmentation: Vec<TransformConfig>,
+    /// Images in a training batch.
+    pub batch_size: usize,
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Evaluate every so many epochs.
+    pub evaluate_every: usize,
+    /// Which optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Its rate over time.
+    pub schedule: ScheduleConfig,
+    /// Root of all randomness.
+    pub seed: u64,
+}
+
+/// The rows of a data set that a run uses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// Name in the registry.
+    pub name: String,
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+    /// SHA-256 over shape, pixels and labels of the training rows.
+    pub train_digest: String,
+    /// The same of the test rows.
+    pub test_digest: String,
+}
+
+impl RunSpec {
+    /// The first 12 hexadecimal digits of SHA-256 over the specification as JSON with sorted keys.
+    #[must_use]
+    pub fn id(&self) -> String {
+        // `Value` sorts the keys of objects; floats are printed in the shortest form that reads back to the same bits.
+        let canonical =
+            serde_json::to_value(self).expect("a specification holds no map with other keys than strings").to_string();
+        let digest = Sha256::digest(canonical.as_bytes());
+        digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Training and test rows of one [`DataSpec`].
+#[derive(Clone, Debug)]
+pub struct Splits {
+    /// Training rows.
+    pub train: Dataset,
+    /// Test rows.
+    pub test: Dataset,
+}
+
+impl Splits {
+    /// Loads a data set; `folder` is searched for a folder of its name first.
+    ///
+    /// # Errors
+    ///
+    /// A missing or broken file, or fewer rows than asked for.
+    pub fn load(name: &str, train: Option<usize>, test: Option<usize>, folder: Option<&Path>) -> Result<Self> {
+        let embedded = retort_datasets::info(name).map_err(Error::request)?.embedded;
+        let folder: Option<PathBuf> = folder.filter(|_| !embedded).map(|folder| {
+            let named = folder.join(name);
+            if named.is_dir() { named } else { folder.to_path_buf() }
+        });
+        let part = |split, count: Option<usize>| -> Result<Dataset> {
+            let whole = retort_datasets::load(name, split, folder.as_deref()).map_err(Error::request)?;
+            count.map_or(Ok(whole.clone()), |n| whole.take_balanced(n).map_err(Error::request))
+        };
+        Ok(Self { train: part(Split::Train, train)?, test: part(Split::Test, test)? })
+    }
+
+    /// What these rows are.
+    #[must_use]
+    pub fn spec(&self) -> DataSpec {
+        DataSpec {
+            name: self.train.name().to_string(),
+            train: self.train.len(),
+            test: self.test.len(),
+            train_digest: self.train.digest().to_string(),
+            test_digest: self.test.digest().to_string(),
+        }
+    }
+}
+
+/// A cell of the table before averaging: one method, one pair, one seed.
+#[derive(Clone, Debug)]
+pub struct PlannedRun {
+    /// Row.
+    pub method: String,
+    /// Index of the pair.
+    pub pair: usize,
+    /// Seed.
+    pub seed: u64,
+    /// What to run.
+    pub spec: RunSpec,
+}
+
+/// All runs of one profile.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Name of the table.
+    pub table: String,
+    /// Name of the profile.
+    pub profile: String,
+    /// Teacher of each pair.
+    pub teachers: Vec<RunSpec>,
+    /// Student runs, pair by pair, seed by seed, method by method.
+    pub runs: Vec<PlannedRun>,
+}
+
+/// What the command line narrows.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Methods to run; all where empty. The baseline is always among them.
+    pub only: Vec<String>,
+    /// Number of seeds in place of the profile's.
+    pub seeds: Option<u64>,
+}
+
+impl Plan {
+    /// Expands a profile over its pairs, methods and seeds.
+    ///
+    /// # Errors
+    ///
+    /// An unknown method in the selection, or no seed.
+    pub fn new(loaded: &Loaded, profile: &str, splits: &Splits, selection: &Selection) -> Result<Self> {
+        let (name, profile) = loaded.profile(Some(profile))?;
+        for id in &selection.only {
+            if !loaded.method_ids().any(|known| known == id) {
+                return Err(Error::Request(format!("unknown method `{id}`{}", suggestion(id, loaded.method_ids()))));
+            }
+        }
+        let seeds = selection.seeds.unwrap_or(profile.seeds);
+        if seeds == 0 {
+            return Err(Error::Request("`--seeds` must be at least 1, found 0".into()));
+        }
+        let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
+        let baseline = loaded.manifest.baseline.as_ref();
+        for (index, pair) in profile.pairs.iter().enumerate() {
+            let teacher = teacher_spec(profile, pair, splits);
+            for seed in 1..=seeds {
+                for method in &loaded.manifest.methods {
+                    let id = method.id.as_ref();
+                    if !selection.only.is_empty() && !selection.only.contains(id) && id != baseline {
+                        continue;
+                    }
+                    let losses = losses(method, profile, pair);
+                    // A method that uses no teacher still names one: its fidelity is measured too.
+                    let spec = spec(
+                        profile,
+                        &profile.student,
+                        pair.student.as_ref(),
+                        losses,
+                        Some(teacher.clone()),
+                        splits,
+                        seed,
+                    );
+                    plan.runs.push(PlannedRun { method: id.clone(), pair: index, seed, spec });
+                }
+            }
+            plan.teachers.push(teacher);
+        }
+        Ok(plan)
+    }
+
+    /// All runs by id, teachers included.
+    #[must_use]
+    pub fn by_id(&self) -> BTreeMap<String, &RunSpec> {
+        self.teachers.iter().chain(self.runs.iter().map(|run| &run.spec)).map(|spec| (spec.id(), spec)).collect()
+    }
+}
+
+fn losses(method: &MethodConfig, profile: &Profile, pair: &Pair) -> Vec<LossConfig> {
+    let of = |(key, losses): (&toml::Spanned<String>, &Vec<toml::Spanned<LossConfig>>)| {
+        (key.as_ref() == method.id.as_ref()).then(|| losses.clone())
+    };
+    let chosen = pair.overrides.iter().find_map(of).or_else(|| profile.overrides.iter().find_map(of));
+    chosen.unwrap_or_else(|| method.losses.clone()).into_iter().map(toml::Spanned::into_inner).collect()
+}
+
+/// Teachers are trained once, with seed 1, by plain cross-entropy.
+fn teacher_spec(profile: &Profile, pair: &Pair, splits: &Splits) -> RunSpec {
+    let losses = vec![LossConfig::Ce(retort_losses::output::CeConfig::default())];
+    spec(profile, &profile.teacher, pair.teacher.as_ref(), losses, None, splits, 1)
+}
+
+fn spec(
+    profile: &Profile,
+    recipe: &Recipe,
+    model: &str,
+    losses: Vec<LossConfig>,
+    teacher: Option<RunSpec>,
+    splits: &Splits,
+    seed: u64,
+) -> RunSpec {
+    let epochs = *recipe.epochs.as_ref();
+    RunSpec {
+        numerics: NUMERICS,
+        model: model.to_string(),
+        losses,
+        teacher: teacher.map(Box::new),
+        data: splits.spec(),
+        augmentation: profile.augmentation.clone(),
+        batch_size: profile.batch_size,
+        epochs,
+        evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
+        optimizer: recipe.optimizer.as_ref().clone(),
+        schedule: recipe.schedule.as_ref().clone(),
+        seed,
+    }
+}

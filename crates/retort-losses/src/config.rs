@@ -1,0 +1,233 @@
+//! The closed set of methods: [`LossConfig`], one variant each, and what is known about them.
+
+use crate::distiller::{BuildContext, Distiller, Needs};
+use crate::{Error, Result, contrastive, feature, output, relational};
+use serde::{Deserialize, Serialize};
+
+/// What kind of knowledge a method transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Class scores.
+    Output,
+    /// Feature maps.
+    Feature,
+    /// Relations between the samples of a batch.
+    Relational,
+    /// Samples against many others.
+    Contrastive,
+}
+
+/// Whose values of one kind a method reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Nobody's.
+    #[default]
+    None,
+    /// The student's.
+    Student,
+    /// Both networks'.
+    Both,
+}
+
+/// What a method reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Inputs {
+    /// Class scores `[B, C]`.
+    pub logits: Side,
+    /// Pooled embeddings `[B, D]`.
+    pub embedding: Side,
+    /// Feature maps after the activation.
+    pub maps: Side,
+    /// Class labels, in the loss or in its sampler.
+    pub labels: bool,
+    /// Rows of the samples in the training set.
+    pub index: bool,
+}
+
+impl Inputs {
+    /// Nothing; methods name what they read on top of it.
+    pub(crate) const NONE: Self =
+        Self { logits: Side::None, embedding: Side::None, maps: Side::None, labels: false, index: false };
+}
+
+/// What is known about a method, for lists and tables.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MethodInfo {
+    /// The name in manifests, golden files and tables.
+    pub id: &'static str,
+    /// A readable name.
+    pub title: &'static str,
+    /// Kind of knowledge.
+    pub family: Family,
+    /// Title of the paper; `None` for plain cross-entropy.
+    pub paper: Option<&'static str>,
+    /// Year of the paper.
+    pub year: Option<u16>,
+    /// arXiv number, where there is one.
+    pub arxiv: Option<&'static str>,
+    /// What the method reads.
+    pub inputs: Inputs,
+    /// Trainable parts, in words.
+    pub trainable: &'static [&'static str],
+    /// What a checkpoint must hold besides them, in words.
+    pub state: &'static [&'static str],
+    /// Published weight of the cross-entropy beside this method; `None` for the task losses themselves.
+    pub ce_weight: Option<f64>,
+    /// Default weight of the term.
+    pub weight: f64,
+    /// Public code bases whose behaviour is reproduced.
+    pub code_bases: &'static [&'static str],
+}
+
+/// RepDistiller, commit b84f547.
+pub(crate) const REP_DISTILLER: &str = "HobbitLong/RepDistiller";
+/// mdistiller, commit a08d46f.
+pub(crate) const MDISTILLER: &str = "megvii-research/mdistiller";
+/// Both.
+pub(crate) const BOTH: &[&str] = &[REP_DISTILLER, MDISTILLER];
+
+/// What every method's configuration can do; the enum below forwards to it.
+pub(crate) trait Method {
+    /// What is known about the method.
+    const INFO: MethodInfo;
+    /// Weight of the term, ramps excluded.
+    fn weight(&self) -> f64;
+    /// Range checks of every field but the weight.
+    fn validate(&self) -> Result<()>;
+    /// What the method wants to be given.
+    fn needs(&self) -> Needs;
+    /// Declares trainable parts and sets up state; the configuration has been validated.
+    fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>>;
+}
+
+macro_rules! methods {
+    ($($variant:ident($config:ty),)*) => {
+        /// One method with its hyper-parameters: what a manifest names.
+        ///
+        /// ```
+        /// use retort_losses::LossConfig;
+        /// let config: LossConfig = serde_json::from_str(r#"{"method": "kd", "temperature": 2.0}"#)?;
+        /// assert_eq!((config.id(), config.weight()), ("kd", 0.9));
+        /// assert!(serde_json::from_str::<LossConfig>(r#"{"method": "kd", "temprature": 2.0}"#).is_err());
+        /// # Ok::<(), serde_json::Error>(())
+        /// ```
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "method", rename_all = "kebab-case")]
+        pub enum LossConfig {
+            $(
+                #[doc = concat!("See [`", stringify!($config), "`].")]
+                $variant($config),
+            )*
+        }
+
+        impl LossConfig {
+            /// The method's name in manifests, golden files and tables.
+            #[must_use]
+            pub fn id(&self) -> &'static str {
+                self.info().id
+            }
+
+            /// What is known about the method.
+            #[must_use]
+            pub fn info(&self) -> &'static MethodInfo {
+                match self { $(Self::$variant(_) => &<$config as Method>::INFO,)* }
+            }
+
+            /// Weight of the term in the objective, ramps excluded.
+            #[must_use]
+            pub fn weight(&self) -> f64 {
+                match self { $(Self::$variant(c) => c.weight(),)* }
+            }
+
+            /// Checks the ranges of all fields.
+            ///
+            /// # Errors
+            ///
+            /// The first field that is out of range: method, field, found value, expected range.
+            pub fn validate(&self) -> Result<()> {
+                check::non_negative(self.id(), "weight", self.weight())?;
+                match self { $(Self::$variant(c) => c.validate(),)* }
+            }
+
+            /// What the method wants to be given.
+            #[must_use]
+            pub fn needs(&self) -> Needs {
+                match self { $(Self::$variant(c) => c.needs(),)* }
+            }
+
+            /// Validates, declares trainable parts in `ctx.scope` and sets up state.
+            ///
+            /// # Errors
+            ///
+            /// A field out of range, a missing teacher, or two networks that the method cannot pair.
+            pub fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
+                self.validate()?;
+                match self { $(Self::$variant(c) => c.build(ctx),)* }
+            }
+
+            /// Every method with its published hyper-parameters, in the order of [`registry`].
+            #[must_use]
+            pub fn defaults() -> Vec<Self> {
+                vec![$(Self::$variant(<$config>::default()),)*]
+            }
+        }
+
+        /// What is known about every method.
+        #[must_use]
+        pub fn registry() -> &'static [MethodInfo] {
+            static REGISTRY: &[MethodInfo] = &[$(<$config as Method>::INFO,)*];
+            REGISTRY
+        }
+    };
+}
+
+methods! {
+    Ce(output::CeConfig),
+    LabelSmoothing(output::LabelSmoothingConfig),
+    Kd(output::KdConfig),
+    Dkd(output::DkdConfig),
+    Fitnet(feature::FitnetConfig),
+    At(feature::AtConfig),
+    Nst(feature::NstConfig),
+    Vid(feature::VidConfig),
+    Pkd(feature::PkdConfig),
+    Sp(relational::SpConfig),
+    Rkd(relational::RkdConfig),
+    Pkt(relational::PktConfig),
+    Cc(relational::CcConfig),
+    Crd(contrastive::CrdConfig),
+}
+
+/// Range checks.
+pub(crate) mod check {
+    use super::{Error, Result};
+
+    fn range(ok: bool, method: &'static str, field: &'static str, expected: &str, found: impl ToString) -> Result<()> {
+        if ok {
+            return Ok(());
+        }
+        Err(Error::Config { method, field, expected: expected.to_string(), found: found.to_string() })
+    }
+
+    pub(crate) fn positive(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range(x.is_finite() && x > 0.0, method, field, "a finite number > 0", x)
+    }
+
+    pub(crate) fn non_negative(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range(x.is_finite() && x >= 0.0, method, field, "a finite number >= 0", x)
+    }
+
+    pub(crate) fn at_least_one(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range(x.is_finite() && x >= 1.0, method, field, "a finite number >= 1", x)
+    }
+
+    pub(crate) fn unit(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range((0.0..=1.0).contains(&x), method, field, "a number in 0 ..= 1", x)
+    }
+
+    pub(crate) fn count(method: &'static str, field: &'static str, x: usize) -> Result<()> {
+        range(x >= 1, method, field, "a whole number >= 1", x)
+    }
+}

@@ -1,0 +1,9 @@
+//! Losses of one sample against many others.
+
+mod crd;
+mod memory;
+mod negatives;
+
+pub use crd::CrdConfig;
+pub use memory::{CrdMemory, CrdStep, MemoryConfig};
+pub use negatives::{NegativeSampler, PositiveMode};

@@ -1,0 +1,163 @@
+//! What a method is to a trainer: a [`Distiller`] that turns one batch into one [`Term`].
+
+use crate::{Error, Result};
+use candle_core::Tensor;
+use retort_nn::{NetworkSpec, Outputs, Scope, Seed, Taps, Tensors};
+
+/// What a method wants to be given; the trainer skips the rest and fails early where it cannot deliver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Outputs of a teacher.
+    pub teacher: bool,
+    /// What both networks show besides logits and embedding.
+    pub taps: Taps,
+    /// Class labels, in the batch or (for samplers) at construction.
+    pub labels: bool,
+    /// Rows of the samples in the training set.
+    pub index: bool,
+}
+
+impl Needs {
+    /// The union of two wishes.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            teacher: self.teacher || other.teacher,
+            taps: self.taps.or(other.taps),
+            labels: self.labels || other.labels,
+            index: self.index || other.index,
+        }
+    }
+
+    /// A teacher and nothing else.
+    pub(crate) const TEACHER: Self =
+        Self { teacher: true, taps: Taps { maps: false, pre_activations: false }, labels: false, index: false };
+
+    /// A teacher and the feature maps of both networks.
+    pub(crate) const MAPS: Self =
+        Self { teacher: true, taps: Taps { maps: true, pre_activations: false }, labels: false, index: false };
+}
+
+/// What is known before the first batch.
+pub struct BuildContext<'a> {
+    /// The student.
+    pub student: &'a NetworkSpec,
+    /// The teacher, if there is one.
+    pub teacher: Option<&'a NetworkSpec>,
+    /// Class of every row of the training set.
+    pub train_labels: &'a [u32],
+    /// Where this loss draws its random numbers from (banks, negatives).
+    pub seed: Seed,
+    /// Where the trainable parts of this loss are declared, for example `embed_s.weight`.
+    pub scope: Scope,
+}
+
+impl<'a> BuildContext<'a> {
+    /// The teacher's description, or an error that names `method`.
+    pub(crate) fn teacher(&self, method: &'static str) -> Result<&'a NetworkSpec> {
+        self.teacher.ok_or(Error::Missing { method, what: "a teacher network" })
+    }
+
+    /// Checks that both networks know the same number of classes.
+    pub(crate) fn same_classes(&self, method: &'static str) -> Result<()> {
+        let (student, teacher) = (self.student.classes, self.teacher(method)?.classes);
+        if student == teacher {
+            return Ok(());
+        }
+        let message = format!("student and teacher must have the same classes, found {student} and {teacher}");
+        Err(Error::Undefined { method, message })
+    }
+}
+
+/// One batch.
+pub struct Context<'a> {
+    /// The student's outputs.
+    pub student: &'a Outputs,
+    /// The teacher's outputs; every loss detaches them.
+    pub teacher: Option<&'a Outputs>,
+    /// Class labels, u32 `[B]`.
+    pub labels: &'a Tensor,
+    /// The same labels on the host.
+    pub label_ids: &'a [u32],
+    /// Rows of the samples in the training set.
+    pub index: &'a [u32],
+    /// Epoch, counted from 0.
+    pub epoch: usize,
+}
+
+impl<'a> Context<'a> {
+    /// The teacher's outputs, or an error that names `method`.
+    pub(crate) fn teacher(&self, method: &'static str) -> Result<&'a Outputs> {
+        self.teacher.ok_or(Error::Missing { method, what: "the teacher's outputs" })
+    }
+}
+
+/// One summand of the objective, logged under its own name.
+#[derive(Clone, Debug)]
+pub struct Term {
+    /// Method id.
+    pub name: &'static str,
+    /// Factor of `value` in the objective, ramps included.
+    pub weight: f64,
+    /// The bare loss, a scalar.
+    pub value: Tensor,
+    /// Named scalars that `value` is made of, for the log: `stage0`, `distance`, `tckd` ...
+    pub parts: Vec<(String, Tensor)>,
+}
+
+impl Term {
+    /// `weight * value`, the summand itself.
+    ///
+    /// # Errors
+    ///
+    /// Fails if candle does.
+    pub fn weighted(&self) -> Result<Tensor> {
+        Ok(self.value.affine(self.weight, 0.0)?)
+    }
+}
+
+/// A method with its trainable parts and its state.
+///
+/// The trainable parts live in the [`Scope`] that [`BuildContext`] handed over; the trainer gives them to its optimiser.
+pub trait Distiller: Send {
+    /// The loss of one batch.
+    ///
+    /// # Errors
+    ///
+    /// An input that the method needs is missing, or shapes do not fit.
+    fn term(&mut self, ctx: &Context<'_>) -> Result<Term>;
+
+    /// Called once after the optimiser's step that followed [`Distiller::term`]: memory banks are updated here.
+    ///
+    /// # Errors
+    ///
+    /// Fails if candle does.
+    fn after_step(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What a checkpoint must hold besides the trainable parts: copies that later steps do not change.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a copy cannot be allocated.
+    fn state(&self) -> Result<Tensors> {
+        Ok(Tensors::new())
+    }
+
+    /// Takes the state of a checkpoint; nothing is changed on an error.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing, unexpected or of another shape.
+    fn load_state(&mut self, state: &Tensors) -> Result<()> {
+        match state.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(Error::State {
+                method: "loss",
+                name: name.clone(),
+                message: "this loss has no state, but the checkpoint holds some".into(),
+            }),
+        }
+    }
+}

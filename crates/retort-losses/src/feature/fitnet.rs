@@ -1,0 +1,183 @@
+//! Hints: regression of one teacher map.
+
+use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
+use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
+use crate::{Error, Result, ops, reduce};
+use candle_core::Tensor;
+use retort_kernels::{Activation, Conv2dSpec, ConvTranspose2dSpec};
+use retort_nn::{BatchNorm, Conv2d, Init, MapShape, Mode, Scope};
+use serde::{Deserialize, Serialize};
+
+const METHOD: &str = "fitnet";
+
+/// Hint loss (Romero et al. 2015, arXiv 1412.6550): `mean((r(f_s) - f_t)^2)` over all elements.
+///
+/// # Shapes
+///
+/// `regressed`, `teacher`: `[B, C, H, W]` of one shape; see [`ConvRegressor`] for the first. Returns a scalar.
+///
+/// # Gradients
+///
+/// Into `regressed`; `teacher` is detached.
+///
+/// # Errors
+///
+/// Two shapes that differ, or empty maps.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// let zeros = Tensor::zeros((1, 2, 3, 3), DType::F32, &Device::Cpu)?;
+/// let ones = Tensor::ones((1, 2, 3, 3), DType::F32, &Device::Cpu)?;
+/// assert_eq!(retort_losses::feature::hint(&zeros, &ones)?.to_scalar::<f32>()?, 1.0);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn hint(regressed: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+    if regressed.dims() != teacher.dims() || teacher.elem_count() == 0 {
+        return Err(ops::mismatch(METHOD, "the regressed map must have the teacher's shape", regressed, teacher));
+    }
+    reduce::mean_squared_error(regressed, &teacher.detach())
+}
+
+/// The regressor of RepDistiller and mdistiller: convolution with bias, batch norm in training mode, ReLU if wanted.
+///
+/// The convolution is chosen by the heights, in this order:
+/// `H_s = 2 H_t`: 3x3 with stride 2 and padding 1; `2 H_s = H_t`: transposed 4x4 with stride 2 and padding 1;
+/// `H_s >= H_t`: `(1 + H_s - H_t) x (1 + W_s - W_t)` with stride 1 and no padding.
+///
+/// Parameters: `conv.weight` (the transposed one is `[C_s, C_t, 4, 4]`), `conv.bias`, `bn.weight`, `bn.bias`;
+/// buffers `bn.running_mean`, `bn.running_var`.
+/// The bias is cancelled by the batch norm: its gradient is 0 up to rounding.
+pub struct ConvRegressor {
+    conv: Regression,
+    norm: BatchNorm,
+    activation: Activation,
+}
+
+enum Regression {
+    Plain(Conv2d),
+    Transposed { weight: Tensor, bias: Tensor },
+}
+
+impl ConvRegressor {
+    /// Declares the parts for maps of these shapes in `scope`.
+    ///
+    /// # Errors
+    ///
+    /// A student map that none of the three rules brings to the teacher's size, or a name that is taken.
+    pub fn new(student: MapShape, teacher: MapShape, relu: bool, scope: &Scope) -> Result<Self> {
+        let (h_s, w_s, h_t, w_t) = (student.height, student.width, teacher.height, teacher.width);
+        let unsupported = || Error::Undefined {
+            method: METHOD,
+            message: format!(
+                "no regressor brings {} to {}: expected a student map that is twice, half, or at least as large",
+                ops::describe(&student),
+                ops::describe(&teacher)
+            ),
+        };
+        let plain = |kernel: [usize; 2], spec| -> Result<Regression> {
+            let shape = [teacher.channels, student.channels, kernel[0], kernel[1]];
+            let bias = Init::pytorch_bias(&shape);
+            Ok(Regression::Plain(Conv2d::with_bias(&scope.child("conv"), shape, spec, Init::PyTorch, bias)?))
+        };
+        let conv = if h_s == 2 * h_t && w_s.div_ceil(2) == w_t {
+            plain([3, 3], Conv2dSpec::new(2, 1))?
+        } else if 2 * h_s == h_t && 2 * w_s == w_t {
+            let shape = [student.channels, teacher.channels, 4, 4];
+            let conv = scope.child("conv");
+            let weight = conv.weight("weight", &shape, Init::PyTorch)?;
+            let bias = conv.weight("bias", &shape[1..2], Init::pytorch_bias(&shape))?;
+            Regression::Transposed { weight, bias }
+        } else if h_s >= h_t && w_s >= w_t && h_s != 2 * h_t {
+            plain([1 + h_s - h_t, 1 + w_s - w_t], Conv2dSpec::new(1, 0))?
+        } else {
+            return Err(unsupported());
+        };
+        let norm = BatchNorm::new(&scope.child("bn"), teacher.channels)?;
+        let activation = if relu { Activation::Relu } else { Activation::None };
+        Ok(Self { conv, norm, activation })
+    }
+
+    /// `[B, C_s, H_s, W_s]` to `[B, C_t, H_t, W_t]`; updates the running statistics.
+    ///
+    /// # Errors
+    ///
+    /// A map of another shape, or a single value per channel (`B = H_t = W_t = 1`), whose variance is undefined.
+    pub fn forward(&self, student: &Tensor) -> Result<Tensor> {
+        let x = match &self.conv {
+            Regression::Plain(conv) => conv.forward(student)?,
+            Regression::Transposed { weight, bias } => {
+                let spec = ConvTranspose2dSpec { stride: [2, 2], padding: [1, 1], ..Default::default() };
+                retort_kernels::conv_transpose2d(student, weight, Some(bias), &spec)?
+            }
+        };
+        Ok(self.norm.forward(&x, Mode::Train, self.activation)?)
+    }
+}
+
+/// Hyper-parameters of the hint loss; one joint phase, as in the reference code bases.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FitnetConfig {
+    /// Index of the map, counted from the stem: 2 is the second stage.
+    pub map: usize,
+    /// Whether the regressor ends in a ReLU; it makes sense where the teacher's map comes after one
+    /// (not for wide residual networks and MobileNetV2).
+    pub regressor_relu: bool,
+    /// Weight of the term.
+    pub weight: f64,
+}
+
+impl Default for FitnetConfig {
+    fn default() -> Self {
+        Self { map: 2, regressor_relu: true, weight: 100.0 }
+    }
+}
+
+impl Method for FitnetConfig {
+    const INFO: MethodInfo = MethodInfo {
+        id: METHOD,
+        title: "FitNets hints",
+        family: Family::Feature,
+        paper: Some("FitNets: Hints for Thin Deep Nets"),
+        year: Some(2015),
+        arxiv: Some("1412.6550"),
+        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        trainable: &["convolutional regressor of the student's map"],
+        state: &[],
+        ce_weight: Some(1.0),
+        weight: 100.0,
+        code_bases: config::BOTH,
+    };
+    fn weight(&self) -> f64 {
+        self.weight
+    }
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+    fn needs(&self) -> Needs {
+        Needs::MAPS
+    }
+    fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
+        let student = ops::map_shape(METHOD, "student", ctx.student, self.map)?;
+        let teacher = ops::map_shape(METHOD, "teacher", ctx.teacher(METHOD)?, self.map)?;
+        let regressor = ConvRegressor::new(student, teacher, self.regressor_relu, &ctx.scope)?;
+        Ok(Box::new(Fitnet { config: self.clone(), regressor }))
+    }
+}
+
+struct Fitnet {
+    config: FitnetConfig,
+    regressor: ConvRegressor,
+}
+
+impl Distiller for Fitnet {
+    fn term(&mut self, ctx: &Context<'_>) -> Result<Term> {
+        let missing = Error::Missing { method: METHOD, what: "the feature maps of both networks" };
+        let maps = (ctx.student.maps.get(self.config.map), ctx.teacher(METHOD)?.maps.get(self.config.map));
+        let (Some(student), Some(teacher)) = maps else { return Err(missing) };
+        let value = hint(&self.regressor.forward(student)?, teacher)?;
+        Ok(Term { name: METHOD, weight: self.config.weight, value, parts: Vec::new() })
+    }
+}

@@ -1,0 +1,18 @@
+#![deny(missing_docs)]
+#![doc = include_str!("../README.md")]
+
+mod config;
+pub mod contrastive;
+mod distiller;
+mod error;
+pub mod feature;
+mod ops;
+pub mod output;
+mod reduce;
+pub mod relational;
+mod stages;
+
+pub use config::{Family, Inputs, LossConfig, MethodInfo, Side, registry};
+pub use distiller::{BuildContext, Context, Distiller, Needs, Term};
+pub use error::{Error, Result};
+pub use stages::{Align, StageLoss};

@@ -1,0 +1,9 @@
+//! Losses on class scores.
+
+mod ce;
+mod dkd;
+mod kd;
+
+pub use ce::{CeConfig, LabelSmoothingConfig, SmoothingTarget, cross_entropy, label_smoothing};
+pub use dkd::{DkdConfig, DkdLoss, dkd};
+pub use kd::{KdConfig, kd};

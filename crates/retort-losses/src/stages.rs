@@ -1,0 +1,98 @@
+//! Pairing of the two networks' stages.
+
+use crate::{BuildContext, Context, Error, Result, ops};
+use candle_core::Tensor;
+use retort_nn::MapShape;
+use serde::{Deserialize, Serialize};
+
+/// Which stages belong together where student and teacher have different numbers of them.
+///
+/// The reference code bases zip the two lists and drop what is left over without a word; here that must be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Align {
+    /// Equal numbers are required.
+    #[default]
+    Exact,
+    /// The first stages are paired (what zipping does); deeper ones are left over.
+    Head,
+    /// The last stages are paired; shallower ones are left over.
+    Tail,
+}
+
+/// Pairs of indices into the two lists of stages (0 is f1).
+#[derive(Clone, Debug)]
+pub(crate) struct Pairing {
+    method: &'static str,
+    pairs: Vec<(usize, usize)>,
+}
+
+impl Pairing {
+    /// Pairs the stages of the two networks.
+    pub(crate) fn new(method: &'static str, align: Align, ctx: &BuildContext<'_>) -> Result<Self> {
+        let (student, teacher) = (ctx.student.stages(), ctx.teacher(method)?.stages());
+        let n = student.len().min(teacher.len());
+        if n == 0 || (align == Align::Exact && student.len() != teacher.len()) {
+            let list = |stages: &[MapShape]| stages.iter().map(ops::describe).collect();
+            return Err(Error::Stages { method, student: list(student), teacher: list(teacher) });
+        }
+        let pairs = match align {
+            Align::Exact | Align::Head => (0..n).map(|i| (i, i)).collect(),
+            Align::Tail => (0..n).map(|i| (student.len() - n + i, teacher.len() - n + i)).collect(),
+        };
+        Ok(Self { method, pairs })
+    }
+
+    /// The declared shapes of every pair.
+    pub(crate) fn shapes(&self, ctx: &BuildContext<'_>) -> Result<Vec<(MapShape, MapShape)>> {
+        let (student, teacher) = (ctx.student.stages(), ctx.teacher(self.method)?.stages());
+        Ok(self.pairs.iter().map(|&(s, t)| (student[s], teacher[t])).collect())
+    }
+
+    /// The maps of every pair in one batch.
+    pub(crate) fn maps(&self, ctx: &Context<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let teacher = ctx.teacher(self.method)?.stages();
+        let student = ctx.student.stages();
+        let pick = |stages: &[Tensor], i: usize| {
+            stages
+                .get(i)
+                .cloned()
+                .ok_or(Error::Missing { method: self.method, what: "the feature maps of every stage" })
+        };
+        let student = self.pairs.iter().map(|&(s, _)| pick(student, s)).collect::<Result<_>>()?;
+        let teacher = self.pairs.iter().map(|&(_, t)| pick(teacher, t)).collect::<Result<_>>()?;
+        Ok((student, teacher))
+    }
+}
+
+/// A loss that is a sum over stages.
+#[derive(Clone, Debug)]
+pub struct StageLoss {
+    /// The sum, a scalar.
+    pub total: Tensor,
+    /// The summands, shallow to deep.
+    pub stages: Vec<Tensor>,
+}
+
+impl StageLoss {
+    /// Sums `stage(i, student[i], teacher[i])`; the lists must have one length.
+    pub(crate) fn sum(
+        method: &'static str,
+        student: &[Tensor],
+        teacher: &[Tensor],
+        mut stage: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
+        if student.len() != teacher.len() || student.is_empty() {
+            let list = |maps: &[Tensor]| maps.iter().map(|m| format!("{:?}", m.dims())).collect();
+            return Err(Error::Stages { method, student: list(student), teacher: list(teacher) });
+        }
+        let pairs = student.iter().zip(teacher).enumerate();
+        let stages = pairs.map(|(i, (s, t))| stage(i, s, t)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { total: ops::total(&stages)?, stages })
+    }
+
+    /// `stage0`, `stage1` ... for the log.
+    pub(crate) fn parts(&self) -> Vec<(String, Tensor)> {
+        self.stages.iter().enumerate().map(|(i, t)| (format!("stage{i}"), t.clone())).collect()
+    }
+}

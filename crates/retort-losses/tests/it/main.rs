@@ -1,0 +1,10 @@
+//! Integration tests: every method of the registry, then what is special to single ones.
+#![allow(clippy::unwrap_used)]
+
+mod configs;
+mod crd;
+mod fixture;
+mod properties;
+mod registry;
+mod robustness;
+mod values;

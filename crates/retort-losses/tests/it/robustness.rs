@@ -1,0 +1,122 @@
+//! Degenerate and extreme inputs, for every method.
+
+use crate::fixture::{Bench, Side, flat, networks, numbers, scalar, side, small};
+use candle_core::{DType, Device, Tensor};
+use retort_losses::LossConfig;
+
+/// Value and gradients of one batch are finite; says which input broke which method.
+fn finite(what: &str, config: &LossConfig, student: Side, teacher: Side) {
+    let b = student.outputs.logits.dims()[0];
+    let mut bench = Bench::with_sides(config, b, DType::F32, student, teacher);
+    for step in 0..2 {
+        let term = bench.term().unwrap_or_else(|e| panic!("{} on {what}: {e}", config.id()));
+        let value = scalar(&term.value);
+        assert!(value.is_finite(), "{} on {what}, step {step}: {value}", config.id());
+        let grads = term.value.backward().unwrap();
+        let parts = bench.params.trainable();
+        for (name, var) in bench.student.vars.iter().chain(&parts) {
+            let worst = grads.get(var).map(flat).unwrap_or_default().into_iter().find(|g| !g.is_finite());
+            assert_eq!(worst, None, "{} on {what}, step {step}: gradient of {name}", config.id());
+        }
+        bench.loss.after_step().unwrap();
+    }
+}
+
+/// A network's numbers as a function of the tensor and the position.
+fn filled(config: &LossConfig, teacher: bool, b: usize, f: impl Fn(&str, usize, f64) -> f64) -> Side {
+    let (s, t) = networks(config);
+    let spec = if teacher { t } else { s };
+    side(&spec, b, DType::F32, |name, shape| {
+        let values = numbers(&format!("{}.{name}", spec.name), shape.iter().product());
+        values.into_iter().enumerate().map(|(i, x)| f(name, i, x)).collect()
+    })
+}
+
+#[test]
+fn degenerate_batches_are_finite() {
+    type Fill = fn(&str, usize, f64) -> f64;
+    let plain: Fill = |_, _, x| x;
+    let cases: [(&str, Fill, Fill); 12] = [
+        ("zeros", |_, _, _| 0.0, |_, _, _| 0.0),
+        ("a zero student", |_, _, _| 0.0, plain),
+        ("a zero teacher", plain, |_, _, _| 0.0),
+        ("a constant student", |_, _, _| 0.7, plain),
+        ("zeros in the first sample", |_, i, x| if i < 4 { 0.0 } else { x }, plain),
+        ("logits of +-1e4", |n, _, x| if n == "logits" { x.signum() * 1e4 } else { x }, plain),
+        ("teacher logits of +-1e4", plain, |n, _, x| if n == "logits" { x.signum() * 1e4 } else { x }),
+        (
+            "opposite saturated logits",
+            |_, i, _| if i % 2 == 0 { 1e4 } else { -1e4 },
+            |_, i, _| if i % 2 == 1 { 1e4 } else { -1e4 },
+        ),
+        ("large values", |_, _, x| 1e3 * x, |_, _, x| 1e3 * x),
+        ("small values", |_, _, x| 1e-6 * x, |_, _, x| 1e-6 * x),
+        ("tiny values", |_, _, x| 1e-20 * x, |_, _, x| 1e-20 * x),
+        ("rectified values", |_, _, x| x.max(0.0), |_, _, x| x.max(0.0)),
+    ];
+    for config in LossConfig::defaults().into_iter().map(small) {
+        for (what, s, t) in cases {
+            finite(what, &config, filled(&config, false, 6, s), filled(&config, true, 6, t));
+        }
+        // All samples alike.
+        let (s, t) = networks(&config);
+        let repeat = |spec: &retort_nn::NetworkSpec| {
+            side(spec, 6, DType::F32, |name, shape| {
+                let one = numbers(name, shape.iter().product::<usize>() / 6);
+                one.iter().copied().cycle().take(6 * one.len()).collect()
+            })
+        };
+        finite("one sample six times", &config, repeat(&s), repeat(&t));
+    }
+}
+
+#[test]
+fn a_batch_of_one_is_defined() {
+    for config in LossConfig::defaults().into_iter().map(small) {
+        let plain = |_: &str, _, x| x;
+        finite("one sample", &config, filled(&config, false, 1, plain), filled(&config, true, 1, plain));
+    }
+}
+
+#[test]
+fn a_batch_of_one_class_is_defined() {
+    for config in LossConfig::defaults().into_iter().map(small) {
+        let mut bench = Bench::new(&config, 5, DType::F32);
+        bench.index = vec![0, 4, 8, 12, 16];
+        bench.label_ids = vec![0; 5];
+        bench.labels = Tensor::zeros(5, DType::U32, &Device::Cpu).unwrap();
+        let term = bench.term().unwrap();
+        assert!(scalar(&term.value).is_finite(), "{}", config.id());
+    }
+}
+
+#[test]
+fn nan_stays_visible() {
+    for config in LossConfig::defaults().into_iter().map(small) {
+        for in_teacher in [false, true] {
+            if in_teacher && !config.needs().teacher {
+                continue;
+            }
+            let poison = |_: &str, i: usize, x: f64| if i == 3 { f64::NAN } else { x };
+            let plain = |_: &str, _: usize, x: f64| x;
+            let (student, teacher) = if in_teacher {
+                (filled(&config, false, 4, plain), filled(&config, true, 4, poison))
+            } else {
+                (filled(&config, false, 4, poison), filled(&config, true, 4, plain))
+            };
+            let value = Bench::with_sides(&config, 4, DType::F32, student, teacher).term().map(|t| scalar(&t.value));
+            assert!(value.as_ref().is_ok_and(|v| v.is_nan()), "{} (teacher: {in_teacher}): {value:?}", config.id());
+        }
+    }
+}
+
+#[test]
+fn batches_that_do_not_fit_are_errors_that_name_the_method() {
+    for config in LossConfig::defaults().into_iter().map(small).filter(|c| c.needs().teacher) {
+        let plain = |_: &str, _, x| x;
+        let (student, teacher) = (filled(&config, false, 4, plain), filled(&config, true, 3, plain));
+        let message = Bench::with_sides(&config, 4, DType::F32, student, teacher).term().unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{}: ", config.id())), "{message}");
+        assert!(message.contains("[4, ") && message.contains("[3, "), "{message}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Residual networks for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
+
+use crate::{Error, ModelConfig, Result};
+use candle_core::Tensor;
+use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
+use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
+
+/// The residual branch of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// Two 3x3 convolutions; depth `6n + 2`.
+    Basic,
+    /// 1x1, 3x3 and 1x1 to four times the channels; depth `9n + 2`.
+    Bottleneck,
+}
+
+impl Block {
+    /// Convolutions of one block.
+    fn convolutions(self) -> usize {
+        match self {
+            Self::Basic => 2,
+            Self::Bottleneck => 3,
+        }
+    }
+
+    /// Output channels over nominal channels.
+    fn expansion(self) -> usize {
+        match self {
+            Self::Basic => 1,
+            Self::Bottleneck => 4,
+        }
+    }
+}
+
+/// Depth, block and channels of stem and stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CifarResNetConfig {
+    /// `6n + 2` with basic blocks, `9n + 2` with bottlenecks.
+    pub depth: usize,
+    /// Kind of block.
+    pub block: Block,
+    /// Channels of the stem and of the three stages (before expansion).
+    pub channels: [usize; 4],
+}
+
+impl CifarResNetConfig {
+    /// Blocks n of each stage.
+    fn blocks(&self, model: &str) -> Result<usize> {
+        let per_block = 3 * self.block.convolutions();
+        match self.depth.checked_sub(2) {
+            Some(rest) if rest > 0 && rest.is_multiple_of(per_block) => Ok(rest / per_block),
+            _ => Err(Error::Config {
+                model: model.to_string(),
+                message: format!("depth must be {per_block}n + 2 with n >= 1, found {}", self.depth),
+            }),
+        }
+    }
+
+    /// Shapes of f0 .. f3 for this input.
+    fn maps(&self, model: &str, config: &ModelConfig) -> Result<Vec<MapShape>> {
+        let [height, width] = config.image;
+        let sizes =
+            [config.in_channels, height, width, config.classes, self.channels.iter().copied().min().unwrap_or(0)];
+        if sizes.contains(&0) {
+            let message =
+                format!("channels, image and classes must be positive, found {config:?} and {:?}", self.channels);
+            return Err(Error::Config { model: model.to_string(), message });
+        }
+        let half = |n: usize| n.div_ceil(2);
+        let map = |channels, [height, width]: [usize; 2]| MapShape { channels, height, width };
+        let (second, third) = ([half(height), half(width)], [half(half(height)), half(half(width))]);
+        let wide = |stage: usize| self.channels[stage] * self.block.expansion();
+        Ok(vec![
+            map(self.channels[0], config.image),
+            map(wide(1), config.image),
+            map(wide(2), second),
+            map(wide(3), third),
+        ])
+    }
+
+    /// Multiply-adds of convolutions and classifier for one image.
+    pub(crate) fn multiply_adds(&self, model: &str, config: &ModelConfig) -> Result<usize> {
+        let (blocks, maps) = (self.blocks(model)?, self.maps(model, config)?);
+        let area = |map: &MapShape| map.height * map.width;
+        let mut total = area(&maps[0]) * 9 * config.in_channels * maps[0].channels;
+        for stage in 1..4 {
+            let (input, output, narrow) = (maps[stage - 1], maps[stage], self.channels[stage]);
+            for block in 0..blocks {
+                let (from, before) = if block == 0 { (input.channels, input) } else { (output.channels, output) };
+                total += match self.block {
+                    Block::Basic => area(&output) * 9 * (from * narrow + narrow * narrow),
+                    Block::Bottleneck => {
+                        area(&before) * from * narrow + area(&output) * (9 * narrow * narrow + narrow * output.channels)
+                    }
+                };
+                if block == 0 && has_projection(stage, from, output.channels) {
+                    total += area(&output) * from * output.channels;
+                }
+            }
+        }
+        Ok(total + maps[3].channels * config.classes)
+    }
+}
+
+/// The shortcut of a stage's first block is a projection where the shape changes.
+fn has_projection(stage: usize, from: usize, to: usize) -> bool {
+    stage > 1 || from != to
+}
+
+/// `resnet8` .. `resnet110`, `resnet8x4`, `resnet32x4`: stem, three stages with strides 1, 2, 2, global average, linear classifier.
+///
+/// Keys: `conv1.weight`, `bn1.*`, `layer{1,2,3}.{b}.conv{1,2}.weight`, `layer{L}.{b}.bn{1,2}.*`,
+/// `layer{L}.0.downsample.{0,1}.*`, `fc.*`. Convolutions start with the fan-out normal rule, `fc` with PyTorch's default.
+pub struct CifarResNet {
+    spec: NetworkSpec,
+    stem: ConvBatchNorm,
+    stages: Vec<Vec<ResidualBlock>>,
+    classifier: Linear,
+}
+
+impl CifarResNet {
+    /// Declares all parameters in `scope`; `name` appears in the spec and in errors.
+    ///
+    /// # Errors
+    ///
+    /// A depth that no number of blocks gives, sizes of zero, or weights that do not fit.
+    pub fn new(name: &str, family: &CifarResNetConfig, config: &ModelConfig, scope: &Scope) -> Result<Self> {
+        let (blocks, maps) = (family.blocks(name)?, family.maps(name, config)?);
+        let stem_shape = [maps[0].channels, config.in_channels, 3, 3];
+        let stem =
+            ConvBatchNorm::new(scope, "conv1", "bn1", stem_shape, Conv2dSpec::new(1, 1), Init::KaimingNormalFanOut)?;
+        let mut stages = Vec::new();
+        for stage in 1..4 {
+            let scope = scope.child(format!("layer{stage}"));
+            let mut from = maps[stage - 1].channels;
+            let mut built = Vec::new();
+            for index in 0..blocks {
+                let stride = if stage > 1 && index == 0 { 2 } else { 1 };
+                let projection = index == 0 && has_projection(stage, from, maps[stage].channels);
+                let shape =
+                    BlockShape { from, narrow: family.channels[stage], to: maps[stage].channels, stride, projection };
+                built.push(ResidualBlock::new(family.block, &shape, &scope.child(index))?);
+                from = maps[stage].channels;
+            }
+            stages.push(built);
+        }
+        let embedding = maps[3].channels;
+        let classifier = Linear::new(&scope.child("fc"), embedding, config.classes)?;
+        let spec = NetworkSpec {
+            name: name.to_string(),
+            in_channels: config.in_channels,
+            image: config.image,
+            classes: config.classes,
+            maps,
+            embedding,
+            pre_activations: true,
+        };
+        Ok(Self { spec, stem, stages, classifier })
+    }
+
+    fn check(&self, images: &Tensor) -> retort_nn::Result<()> {
+        let [height, width] = self.spec.image;
+        let expected = [self.spec.in_channels, height, width];
+        if images.rank() == 4 && images.dims()[1..] == expected {
+            return Ok(());
+        }
+        let message = format!("expected images [B, {}, {height}, {width}], found {:?}", expected[0], images.dims());
+        Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message))
+    }
+}
+
+impl Network for CifarResNet {
+    fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
+        self.check(images)?;
+        let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
+        let mut x = self.stem.forward(images, mode, Activation::Relu)?;
+        if taps.maps {
+            maps.push(x.clone());
+        }
+        if taps.pre_activations {
+            pre_activations.push(x.clone());
+        }
+        for stage in &self.stages {
+            let (last, inner) = stage.split_last().expect("a stage has at least one block");
+            for block in inner {
+                x = block.forward(&x, mode)?;
+            }
+            if taps.pre_activations {
+                let sum = last.sum(&x, mode)?;
+                x = relu(&sum)?;
+                pre_activations.push(sum);
+            } else {
+                x = last.forward(&x, mode)?;
+            }
+            if taps.maps {
+                maps.push(x.clone());
+            }
+        }
+        let embedding = global_avg_pool2d(&x)?;
+        Ok(Outputs { logits: self.classifier.forward(&embedding)?, embedding, maps, pre_activations })
+    }
+}
+
+struct BlockShape {
+    from: usize,
+    narrow: usize,
+    to: usize,
+    stride: usize,
+    projection: bool,
+}
+
+/// `relu(branch(x) + shortcut(x))`; the branch is a chain of convolutions, each but the last followed by ReLU.
+struct ResidualBlock {
+    inner: Vec<ConvBatchNorm>,
+    last: ConvBatchNorm,
+    shortcut: Option<ConvBatchNorm>,
+}
+
+impl ResidualBlock {
+    fn new(block: Block, shape: &BlockShape, scope: &Scope) -> retort_nn::Result<Self> {
+        let &BlockShape { from, narrow, to, stride, projection } = shape;
+        // (kernel, stride, inputs, outputs) of each convolution; the stride sits in the first 3x3.
+        let rows: Vec<(usize, usize, usize, usize)> = match block {
+            Block::Basic => vec![(3, stride, from, narrow), (3, 1, narrow, to)],
+            Block::Bottleneck => vec![(1, 1, from, narrow), (3, stride, narrow, narrow), (1, 1, narrow, to)],
+        };
+        let mut convolutions = Vec::new();
+        for (i, (kernel, stride, inputs, outputs)) in rows.into_iter().enumerate() {
+            let (conv, norm) = (format!("conv{}", i + 1), format!("bn{}", i + 1));
+            let spec = Conv2dSpec::new(stride, kernel / 2);
+            let shape = [outputs, inputs, kernel, kernel];
+            convolutions.push(ConvBatchNorm::new(scope, &conv, &norm, shape, spec, Init::KaimingNormalFanOut)?);
+        }
+        let shortcut = if projection {
+            let (scope, spec) = (scope.child("downsample"), Conv2dSpec::new(stride, 0));
+            Some(ConvBatchNorm::new(&scope, "0", "1", [to, from, 1, 1], spec, Init::KaimingNormalFanOut)?)
+        } else {
+            None
+        };
+        let last = convolutions.pop().expect("a block has at least two convolutions");
+        Ok(Self { inner: convolutions, last, shortcut })
+    }
+
+    /// Input of the last convolution, and the shortcut's output.
+    fn branches(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<(Tensor, Tensor)> {
+        let mut y = x.clone();
+        for conv in &self.inner {
+            y = conv.forward(&y, mode, Activation::Relu)?;
+        }
+        let shortcut = match &self.shortcut {
+            Some(projection) => projection.forward(x, mode, Activation::None)?,
+            None => x.clone(),
+        };
+        Ok((y, shortcut))
+    }
+
+    fn forward(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
+        let (y, shortcut) = self.branches(x, mode)?;
+        self.last.forward_add_relu(&y, &shortcut, mode)
+    }
+
+    /// The sum before the last ReLU: the pre-activation feature.
+    fn sum(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
+        let (y, shortcut) = self.branches(x, mode)?;
+        Ok((self.last.forward(&y, mode, Activation::None)? + shortcut)?)
+    }
+}

@@ -1,0 +1,31 @@
+//! Errors of this crate.
+
+/// What can go wrong while choosing, building or running a network.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No architecture has this name.
+    #[error("unknown model `{name}`{hint}; known models: {known}")]
+    UnknownModel {
+        /// The name that was asked for.
+        name: String,
+        /// The nearest valid name, if any.
+        hint: String,
+        /// All valid names.
+        known: String,
+    },
+    /// A number of the configuration is out of range.
+    #[error("model `{model}`: {message}")]
+    Config {
+        /// The architecture.
+        model: String,
+        /// Field, value and range.
+        message: String,
+    },
+    /// The parameter store or a layer refused.
+    #[error(transparent)]
+    Nn(#[from] retort_nn::Error),
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,118 @@
+//! Initial values of parameters.
+
+use crate::{Error, Result, Seed};
+use candle_core::{DType, Device, Tensor};
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+
+/// A rule for the initial values of one tensor.
+///
+/// `fan_in` is the number of inputs of one output unit (`C_in / groups * k_h * k_w`), `fan_out` the
+/// number of outputs of one input unit, not divided by groups, as in the reference code bases.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Every entry has this value.
+    Constant(f64),
+    /// Uniform in `[-bound, bound)`.
+    Uniform {
+        /// Half width of the interval, >= 0.
+        bound: f64,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation, >= 0.
+        std: f64,
+    },
+    /// He et al. 2015 (arXiv 1502.01852): `N(0, 2 / fan_out)`, `fan_out = C_out * k_h * k_w`.
+    KaimingNormalFanOut,
+    /// He et al. 2015: `N(0, 2 / fan_in)`.
+    KaimingNormalFanIn,
+    /// PyTorch's default for weights of convolutions and linear layers: uniform with bound `1 / sqrt(fan_in)`.
+    PyTorch,
+}
+
+/// Inputs of one output unit: the product of all dimensions but the first.
+#[must_use]
+pub fn fan_in(shape: &[usize]) -> usize {
+    shape.iter().skip(1).product()
+}
+
+impl Init {
+    /// PyTorch's default for the bias that belongs to a weight of `weight_shape`: uniform with bound `1 / sqrt(fan_in)`.
+    #[must_use]
+    pub fn pytorch_bias(weight_shape: &[usize]) -> Self {
+        Self::Uniform { bound: 1.0 / (fan_in(weight_shape).max(1) as f64).sqrt() }
+    }
+
+    /// Draws a tensor of `shape` from the stream `seed`.
+    ///
+    /// The numbers are drawn in f64 and rounded once, so f32 and f64 networks start from the same point.
+    ///
+    /// # Errors
+    ///
+    /// A bound or deviation that is negative or not finite.
+    pub fn draw(self, shape: &[usize], seed: Seed, dtype: DType, device: &Device) -> Result<Tensor> {
+        let count: usize = shape.iter().product();
+        let mut rng = seed.rng();
+        let values: Vec<f64> = match self.resolved(shape)? {
+            Self::Constant(value) => vec![value; count],
+            Self::Uniform { bound } => (0..count).map(|_| bound * (2.0 * rng.random::<f64>() - 1.0)).collect(),
+            Self::Normal { std } => {
+                (0..count).map(|_| std * Distribution::<f64>::sample(&StandardNormal, &mut rng)).collect()
+            }
+            _ => unreachable!("resolved() returns the first three rules only"),
+        };
+        Ok(Tensor::from_vec(values, shape, device)?.to_dtype(dtype)?)
+    }
+
+    /// The same rule with its numbers worked out for `shape`.
+    fn resolved(self, shape: &[usize]) -> Result<Self> {
+        let fan_in = fan_in(shape).max(1) as f64;
+        let receptive: usize = shape.iter().skip(2).product();
+        let fan_out = (shape.first().copied().unwrap_or(1) * receptive).max(1) as f64;
+        let rule = match self {
+            Self::KaimingNormalFanOut => Self::Normal { std: (2.0 / fan_out).sqrt() },
+            Self::KaimingNormalFanIn => Self::Normal { std: (2.0 / fan_in).sqrt() },
+            Self::PyTorch => Self::Uniform { bound: 1.0 / fan_in.sqrt() },
+            other => other,
+        };
+        match rule {
+            Self::Uniform { bound: x } | Self::Normal { std: x } if !(x.is_finite() && x >= 0.0) => {
+                Err(Error::invalid("init", format!("spread must be finite and >= 0, found {x}")))
+            }
+            rule => Ok(rule),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moments(init: Init, shape: &[usize]) -> (f64, f64, f64) {
+        let t = init.draw(shape, Seed::root(3), DType::F64, &Device::Cpu).unwrap();
+        let v: Vec<f64> = t.flatten_all().unwrap().to_vec1().unwrap();
+        let mean = v.iter().sum::<f64>() / v.len() as f64;
+        let var = v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / v.len() as f64;
+        (mean, var.sqrt(), v.iter().fold(0.0, |m: f64, x| m.max(x.abs())))
+    }
+
+    #[test]
+    fn spreads_are_those_of_the_references() {
+        let shape = [64, 32, 3, 3];
+        let (mean, std, _) = moments(Init::KaimingNormalFanOut, &shape);
+        assert!(mean.abs() < 2e-3 && (std - (2.0f64 / (64.0 * 9.0)).sqrt()).abs() < 1e-3);
+        let (_, std, _) = moments(Init::KaimingNormalFanIn, &shape);
+        assert!((std - (2.0f64 / (32.0 * 9.0)).sqrt()).abs() < 1e-3);
+        let (_, _, max) = moments(Init::PyTorch, &shape);
+        let bound = 1.0 / (32.0f64 * 9.0).sqrt();
+        assert!(max <= bound && max > 0.99 * bound);
+        assert_eq!(Init::pytorch_bias(&[10, 64]), Init::Uniform { bound: 0.125 });
+    }
+
+    #[test]
+    fn negative_spread_is_refused() {
+        assert!(Init::Normal { std: -1.0 }.draw(&[2], Seed::root(0), DType::F32, &Device::Cpu).is_err());
+        assert!(Init::Uniform { bound: f64::NAN }.draw(&[2], Seed::root(0), DType::F32, &Device::Cpu).is_err());
+    }
+}

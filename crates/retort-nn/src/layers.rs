@@ -1,0 +1,251 @@
+//! Layers: a few tensors and one kernel call each.
+
+use crate::{Buffer, Error, Init, Mode, Result, Scope};
+use candle_core::{DType, Tensor};
+use retort_kernels::{Activation, Conv2dSpec};
+
+/// 2-D convolution, weight `[C_out, C_in / groups, k_h, k_w]` under `weight`, optional `bias`.
+#[derive(Clone)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    spec: Conv2dSpec,
+}
+
+impl Conv2d {
+    /// A convolution without bias whose weight has `shape` and starts by `init`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn new(scope: &Scope, shape: [usize; 4], spec: Conv2dSpec, init: Init) -> Result<Self> {
+        Ok(Self { weight: scope.weight("weight", &shape, init)?, bias: None, spec })
+    }
+
+    /// The same with a bias that starts by `bias`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn with_bias(scope: &Scope, shape: [usize; 4], spec: Conv2dSpec, init: Init, bias: Init) -> Result<Self> {
+        let mut conv = Self::new(scope, shape, spec, init)?;
+        conv.bias = Some(scope.weight("bias", &shape[..1], bias)?);
+        Ok(conv)
+    }
+
+    /// `[B, C_in, H, W]` to `[B, C_out, H', W']`.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(retort_kernels::conv2d(x, &self.weight, self.bias.as_ref(), &self.spec)?)
+    }
+}
+
+/// Fully connected layer `y = x W^T + b`, weight `[out, in]`.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// With PyTorch's default initialisation of weight and bias.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn new(scope: &Scope, inputs: usize, outputs: usize) -> Result<Self> {
+        let shape = [outputs, inputs];
+        Self::with_init(scope, inputs, outputs, Init::PyTorch, Some(Init::pytorch_bias(&shape)))
+    }
+
+    /// With the given initialisation; no bias where `bias` is `None`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn with_init(scope: &Scope, inputs: usize, outputs: usize, weight: Init, bias: Option<Init>) -> Result<Self> {
+        let weight = scope.weight("weight", &[outputs, inputs], weight)?;
+        let bias = bias.map(|init| scope.weight("bias", &[outputs], init)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// `[B, in]` to `[B, out]`.
+    ///
+    /// # Errors
+    ///
+    /// Another width than `in`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        Ok(match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+}
+
+/// Batch normalisation by PyTorch's rule, for `[B, C, H, W]` and `[B, C]` (Ioffe and Szegedy 2015, arXiv 1502.03167).
+///
+/// Training: `y = w (x - mean) / sqrt(var + eps) + b` with the biased variance of the batch;
+/// `running <- (1 - m) running + m batch` with the unbiased variance, m = 0.1, eps = 1e-5.
+/// Evaluation: the same formula with the running statistics.
+/// Every forward pass in training mode updates the statistics, also a second one of the same batch, as in PyTorch.
+#[derive(Clone)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Buffer,
+    running_var: Buffer,
+    eps: f64,
+    momentum: f64,
+    frozen: bool,
+}
+
+impl BatchNorm {
+    /// Over `channels`, starting at weight 1, bias 0, running mean 0 and variance 1.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn new(scope: &Scope, channels: usize) -> Result<Self> {
+        Ok(Self {
+            weight: scope.weight("weight", &[channels], Init::Constant(1.0))?,
+            bias: scope.weight("bias", &[channels], Init::Constant(0.0))?,
+            running_mean: scope.buffer("running_mean", &[channels], 0.0)?,
+            running_var: scope.buffer("running_var", &[channels], 1.0)?,
+            eps: 1e-5,
+            momentum: 0.1,
+            frozen: scope.is_frozen(),
+        })
+    }
+
+    /// Normalises and activates in one pass.
+    ///
+    /// # Errors
+    ///
+    /// One value per channel in training mode (the variance is undefined), or training mode in a frozen network.
+    pub fn forward(&self, x: &Tensor, mode: Mode, activation: Activation) -> Result<Tensor> {
+        if mode == Mode::Eval {
+            let (mean, var) = (self.running_mean.get(), self.running_var.get());
+            return Ok(retort_kernels::batch_norm_eval(
+                x,
+                &self.weight,
+                &self.bias,
+                &mean,
+                &var,
+                self.eps,
+                activation,
+            )?);
+        }
+        if self.frozen {
+            return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
+        }
+        let (y, stats) = retort_kernels::batch_norm_train(x, &self.weight, &self.bias, self.eps, activation)?;
+        self.update(&self.running_mean, stats.mean.clone())?;
+        self.update(&self.running_var, stats.unbiased_var())?;
+        Ok(y)
+    }
+
+    fn update(&self, buffer: &Buffer, batch: Vec<f64>) -> Result<()> {
+        let old = buffer.get();
+        let values: Vec<f64> = old.to_dtype(DType::F64)?.to_vec1()?;
+        let m = self.momentum;
+        let new: Vec<f64> = values.iter().zip(batch).map(|(r, b)| (1.0 - m) * r + m * b).collect();
+        buffer.set(&Tensor::from_vec(new, old.dims(), old.device())?.to_dtype(old.dtype())?)
+    }
+
+    /// `(scale, shift)` of the evaluation mode as vectors: `y = scale x + shift` per channel.
+    fn affine(&self) -> Result<(Tensor, Tensor)> {
+        let dtype = self.weight.dtype();
+        let wide = |t: &Tensor| t.detach().to_dtype(DType::F64);
+        let std = (wide(&self.running_var.get())? + self.eps)?.sqrt()?;
+        let scale = (wide(&self.weight)? / std)?;
+        let shift = (wide(&self.bias)? - (wide(&self.running_mean.get())? * &scale)?)?;
+        Ok((scale.to_dtype(dtype)?, shift.to_dtype(dtype)?))
+    }
+}
+
+/// A convolution without bias followed by batch norm: the unit of residual networks.
+///
+/// In a frozen network the normalisation is folded into weight and bias once, and residual addition
+/// and ReLU happen in the convolution's own pass; the outputs agree with the unfolded form up to rounding.
+#[derive(Clone)]
+pub struct ConvBatchNorm(Form);
+
+#[derive(Clone)]
+enum Form {
+    Trainable { conv: Conv2d, norm: BatchNorm },
+    Folded(Conv2d),
+}
+
+impl ConvBatchNorm {
+    /// The convolution lives under `conv_name`, the normalisation under `norm_name` of `scope`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn new(
+        scope: &Scope,
+        conv_name: &str,
+        norm_name: &str,
+        shape: [usize; 4],
+        spec: Conv2dSpec,
+        init: Init,
+    ) -> Result<Self> {
+        let conv = Conv2d::new(&scope.child(conv_name), shape, spec, init)?;
+        let norm = BatchNorm::new(&scope.child(norm_name), shape[0])?;
+        if !scope.is_frozen() {
+            return Ok(Self(Form::Trainable { conv, norm }));
+        }
+        let (scale, shift) = norm.affine()?;
+        let weight = conv.weight.broadcast_mul(&scale.reshape((shape[0], 1, 1, 1))?)?.contiguous()?;
+        Ok(Self(Form::Folded(Conv2d { weight, bias: Some(shift), spec: conv.spec })))
+    }
+
+    /// `act(bn(conv(x)))`.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit, or training mode in a frozen network.
+    pub fn forward(&self, x: &Tensor, mode: Mode, activation: Activation) -> Result<Tensor> {
+        match &self.0 {
+            Form::Trainable { conv, norm } => norm.forward(&conv.forward(x)?, mode, activation),
+            Form::Folded(conv) => conv.frozen(x, None, mode, activation),
+        }
+    }
+
+    /// `relu(bn(conv(x)) + residual)`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ConvBatchNorm::forward`].
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: Mode) -> Result<Tensor> {
+        match &self.0 {
+            Form::Trainable { conv, norm } => {
+                let y = norm.forward(&conv.forward(x)?, mode, Activation::None)?;
+                Ok(retort_kernels::add_relu(&y, residual)?)
+            }
+            Form::Folded(conv) => conv.frozen(x, Some(residual), mode, Activation::Relu),
+        }
+    }
+}
+
+impl Conv2d {
+    fn frozen(&self, x: &Tensor, residual: Option<&Tensor>, mode: Mode, activation: Activation) -> Result<Tensor> {
+        if mode == Mode::Train {
+            return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
+        }
+        // Gradients with respect to the input (adversarial or generative use) need the differentiable path.
+        if x.track_op() || residual.is_some_and(Tensor::track_op) {
+            let y = self.forward(x)?;
+            let y = residual.map_or(Ok(y.clone()), |r| y + r)?;
+            return Ok(match activation {
+                Activation::Relu => retort_kernels::relu(&y)?,
+                Activation::None => y,
+            });
+        }
+        Ok(retort_kernels::conv2d_frozen(x, &self.weight, self.bias.as_ref(), residual, activation, &self.spec)?)
+    }
+}

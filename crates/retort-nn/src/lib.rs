@@ -1,0 +1,25 @@
+#![deny(missing_docs)]
+#![doc = include_str!("../README.md")]
+
+mod checkpoint;
+mod error;
+mod init;
+mod layers;
+mod names;
+mod network;
+mod optim;
+mod params;
+mod schedule;
+mod seed;
+
+pub use checkpoint::{Checkpoint, write_atomically};
+pub use error::{Error, Result};
+pub use init::{Init, fan_in};
+pub use layers::{BatchNorm, Conv2d, ConvBatchNorm, Linear};
+pub use names::nearest;
+pub use network::{MapShape, Mode, Network, NetworkSpec, Outputs, Taps};
+pub use optim::{Optimizer, OptimizerConfig, ParamGroup};
+pub use params::{Buffer, LoadReport, Params, Scope, Tensors};
+pub use retort_kernels::Activation;
+pub use schedule::{Decay, ScheduleConfig};
+pub use seed::Seed;

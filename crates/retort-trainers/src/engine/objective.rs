@@ -1,0 +1,85 @@
+//! What a method is to the loop.
+
+use crate::Result;
+use candle_core::Tensor;
+use retort_datasets::Batch;
+use retort_losses::Term;
+use retort_nn::{Network, ParamGroup, Tensors};
+
+/// Where the loop is, and the batch that is due.
+pub struct Step<'a> {
+    /// The batch after [`super::BatchTransform`].
+    pub batch: &'a Batch,
+    /// Epoch of the phase, counted from 0.
+    pub epoch: usize,
+    /// Step of the phase, counted from 0 over all its epochs.
+    pub step: usize,
+}
+
+/// What one step gives back.
+pub struct StepOutput {
+    /// Named, weighted terms; the loop sums, checks, logs and differentiates them.
+    pub terms: Vec<Term>,
+    /// Student logits `[B, K]`, for the training accuracy; none where there are none.
+    pub logits: Option<Tensor>,
+}
+
+/// A network that is measured on the test set after an epoch.
+pub struct Evaluated<'a> {
+    /// For example `student`.
+    pub name: &'static str,
+    /// The network.
+    pub network: &'a dyn Network,
+    /// The network that fidelity is measured against.
+    pub teacher: Option<&'a dyn Network>,
+}
+
+/// A method: what it trains, how a batch becomes loss terms, what it keeps between steps.
+///
+/// An objective only wires networks and losses; the losses themselves are pure functions of `retort-losses`.
+pub trait Objective: Send {
+    /// What the optimiser may touch, in a fixed order.
+    fn groups(&self) -> Vec<ParamGroup>;
+
+    /// Forward passes and loss terms of one batch; changes no parameter.
+    ///
+    /// # Errors
+    ///
+    /// Whatever networks and losses refuse.
+    fn step(&mut self, step: &Step<'_>) -> Result<StepOutput>;
+
+    /// After the optimiser's step: memory banks, moving averages, on detached values.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the update refuses.
+    fn after_step(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// After the last step of an epoch.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the update refuses.
+    fn after_epoch(&mut self, _epoch: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// Networks to evaluate.
+    fn evaluated(&self) -> Vec<Evaluated<'_>>;
+
+    /// Everything that training changes besides the optimiser: weights, running statistics, memory banks.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a copy cannot be allocated.
+    fn state(&self) -> Result<Tensors>;
+
+    /// Takes over what [`Objective::state`] returned.
+    ///
+    /// # Errors
+    ///
+    /// Names or shapes that do not agree.
+    fn load_state(&mut self, state: &Tensors) -> Result<()>;
+}

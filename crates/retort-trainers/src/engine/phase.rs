@@ -1,0 +1,68 @@
+//! A stretch of training: data, transform, optimiser, schedule, objective.
+
+use super::Objective;
+use crate::Result;
+use rand_chacha::ChaCha8Rng;
+use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, TransformConfig};
+use retort_nn::{OptimizerConfig, ScheduleConfig, Seed};
+
+/// Which samples form a batch, and how they are augmented.
+#[derive(Clone, Debug)]
+pub struct BatchPlan {
+    /// Images in a batch; the last one of an epoch may be smaller.
+    pub batch_size: usize,
+    /// Augmentation in order.
+    pub transforms: Vec<TransformConfig>,
+}
+
+impl BatchPlan {
+    pub(super) fn loader(&self, dataset: &Dataset, seed: Seed) -> Result<Loader> {
+        let config = LoaderConfig {
+            batch_size: self.batch_size,
+            shuffle: true,
+            drop_last: false,
+            transforms: self.transforms.clone(),
+            seed: seed.value(),
+        };
+        Ok(Loader::new(dataset.clone(), config)?)
+    }
+}
+
+/// Turns a batch into another one, for example by rotation or mixing.
+///
+/// Everything random must come from `rng`, whose stream belongs to this step: then a step can be repeated and resumed.
+pub trait BatchTransform: Send {
+    /// The batch that the objective sees.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the tensor operations refuse.
+    fn apply(&self, batch: Batch, rng: &mut ChaCha8Rng) -> Result<Batch>;
+}
+
+/// Leaves the batch as the loader made it.
+pub struct Identity;
+
+impl BatchTransform for Identity {
+    fn apply(&self, batch: Batch, _rng: &mut ChaCha8Rng) -> Result<Batch> {
+        Ok(batch)
+    }
+}
+
+/// One entry of the phase list of a run.
+pub struct Phase {
+    /// For example `teacher`, `init`, `distil`.
+    pub name: String,
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// How batches are formed.
+    pub plan: BatchPlan,
+    /// What happens to a batch before the objective sees it.
+    pub transform: Box<dyn BatchTransform>,
+    /// Which optimiser.
+    pub optimizer: OptimizerConfig,
+    /// Its rate over time.
+    pub schedule: ScheduleConfig,
+    /// The method.
+    pub objective: Box<dyn Objective>,
+}

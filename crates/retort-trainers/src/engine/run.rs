@@ -1,0 +1,291 @@
+//! The loop.
+
+use super::evaluate::{TeacherLogits, evaluate};
+use super::progress::{Progress, Running};
+use super::{Observer, Phase, Step, StepOutput, StepReport, Summary};
+use crate::{Error, Result};
+use candle_core::{D, DType, Device, Tensor};
+use retort_datasets::{Batch, Dataset, Loader};
+use retort_losses::Term;
+use retort_nn::{Checkpoint, Optimizer, Seed, Tensors};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Where and how often a run saves itself.
+#[derive(Clone, Debug)]
+pub struct CheckpointPolicy {
+    /// The file; it is replaced atomically.
+    pub path: PathBuf,
+    /// At least this often, also in the middle of an epoch, and always at the end of one.
+    pub every: Duration,
+    /// What run this is (a hash of its specification); a checkpoint of another run is refused.
+    pub fingerprint: String,
+}
+
+/// Runs phases on a training set and measures on a test set.
+pub struct Trainer<'a> {
+    /// Training samples.
+    pub train: &'a Dataset,
+    /// Test samples.
+    pub test: &'a Dataset,
+    /// Root of all randomness of the loop.
+    pub seed: Seed,
+    /// Where tensors live.
+    pub device: Device,
+    /// Images in a batch of the evaluation.
+    pub eval_batch_size: usize,
+    /// Evaluate every so many epochs, and always after the last one of a phase.
+    pub evaluate_every: usize,
+    /// Saves, if wanted.
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// Raised from outside (Ctrl-C): the run saves itself and returns [`Error::Interrupted`].
+    pub stop: &'a AtomicBool,
+}
+
+impl Trainer<'_> {
+    /// Runs all phases, from the checkpoint if there is one, to the end.
+    ///
+    /// The same phases, data and seed give the same bits, whatever the number of threads and however often the run
+    /// was cut off in between. The objectives hold the trained networks afterwards; the checkpoint stays until the caller deletes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`] when the stop flag was raised; a checkpoint of another run or shape; a term that is not finite;
+    /// a trainable parameter that no term reaches.
+    pub fn run(&self, phases: &mut [Phase], observer: &mut dyn Observer) -> Result<Summary> {
+        if self.eval_batch_size == 0 || self.evaluate_every == 0 {
+            let message = "`eval_batch_size` and `evaluate_every` must be at least 1, found 0".to_string();
+            return Err(Error::Config { what: "trainer".into(), message });
+        }
+        let test = Loader::eval(self.test.clone(), self.eval_batch_size)?;
+        let mut saved = self.saved()?;
+        let mut progress = match &saved {
+            Some(checkpoint) => self.progress_of(checkpoint)?,
+            None => Progress::default(),
+        };
+        for phase in phases.iter_mut().skip(progress.phase) {
+            let mut state = PhaseState::new(phase, self.train, self.seed)?;
+            if let Some(checkpoint) = saved.take() {
+                state.load(&checkpoint).map_err(|e| self.checkpoint_error(e))?;
+            }
+            self.phase(&mut state, &mut progress, &test, observer)?;
+            progress.phase += 1;
+            progress.epoch = 0;
+        }
+        Ok(progress.summary)
+    }
+
+    fn phase(
+        &self,
+        state: &mut PhaseState<'_>,
+        progress: &mut Progress,
+        test: &Loader,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let epochs = state.phase.epochs;
+        let mut teacher_logits = TeacherLogits::default();
+        let mut clock = Clock::start();
+        while progress.epoch < epochs {
+            let epoch = progress.epoch;
+            for batch in state.loader.epoch_from(epoch as u64, progress.running.steps) {
+                if self.stop.load(Ordering::Relaxed) {
+                    self.save(state, progress)?;
+                    return Err(Error::Interrupted);
+                }
+                let before = Instant::now();
+                state.step(batch?, epoch, &mut progress.running, self.seed, &self.device)?;
+                progress.running.seconds += before.elapsed().as_secs_f64();
+                clock.steps += 1;
+                observer.on_step(&clock.report(state, epoch, &progress.running));
+                if self.checkpoint.as_ref().is_some_and(|policy| clock.saved.elapsed() >= policy.every) {
+                    self.save(state, progress)?;
+                    clock.saved = Instant::now();
+                }
+            }
+            state.phase.objective.after_epoch(epoch)?;
+            let mut evaluations = BTreeMap::new();
+            if (epoch + 1).is_multiple_of(self.evaluate_every) || epoch + 1 == epochs {
+                for item in state.phase.objective.evaluated() {
+                    evaluations
+                        .insert(item.name.to_string(), evaluate(&item, test, &self.device, &mut teacher_logits)?);
+                }
+            }
+            let running = std::mem::take(&mut progress.running);
+            let record = running.record(&state.phase.name, epoch, evaluations);
+            observer.on_epoch(&record, epochs);
+            progress.summary.epochs.push(record);
+            progress.summary.seconds.push(running.seconds);
+            progress.epoch += 1;
+            self.save(state, progress)?;
+            clock.saved = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn save(&self, state: &PhaseState<'_>, progress: &Progress) -> Result<()> {
+        let Some(policy) = &self.checkpoint else { return Ok(()) };
+        let mut tensors = Tensors::new();
+        for (prefix, part) in [(OBJECTIVE, state.phase.objective.state()?), (OPTIMIZER, state.optimizer.state()?)] {
+            tensors.extend(part.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)));
+        }
+        let meta = serde_json::json!({ "fingerprint": policy.fingerprint, "progress": progress });
+        Ok(Checkpoint { tensors, meta }.save(&policy.path)?)
+    }
+
+    fn saved(&self) -> Result<Option<Checkpoint>> {
+        match &self.checkpoint {
+            Some(policy) if policy.path.exists() => Ok(Some(Checkpoint::load(&policy.path)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn progress_of(&self, checkpoint: &Checkpoint) -> Result<Progress> {
+        let expected = self.checkpoint.as_ref().map(|policy| policy.fingerprint.as_str()).unwrap_or_default();
+        let found = checkpoint.meta["fingerprint"].as_str().unwrap_or("none");
+        if found != expected {
+            let message = format!("belongs to another run: expected fingerprint {expected}, found {found}");
+            return Err(self.checkpoint_error(Error::Config { what: "checkpoint".into(), message }));
+        }
+        serde_json::from_value(checkpoint.meta["progress"].clone())
+            .map_err(|e| self.checkpoint_error(Error::Config { what: "progress".into(), message: e.to_string() }))
+    }
+
+    fn checkpoint_error(&self, error: Error) -> Error {
+        let path = self.checkpoint.as_ref().map(|policy| policy.path.display().to_string()).unwrap_or_default();
+        Error::Checkpoint { path, message: error.to_string() }
+    }
+}
+
+const OBJECTIVE: &str = "objective";
+const OPTIMIZER: &str = "optimizer";
+
+/// Steps and saves of this process, for the estimate of the time left.
+struct Clock {
+    start: Instant,
+    saved: Instant,
+    steps: usize,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: Instant::now(), saved: Instant::now(), steps: 0 }
+    }
+
+    fn report<'a>(&self, state: &'a PhaseState<'_>, epoch: usize, running: &Running) -> StepReport<'a> {
+        let per_epoch = state.loader.batches_per_epoch();
+        let (done, total) = (epoch * per_epoch + running.steps, state.phase.epochs * per_epoch);
+        let per_step = self.start.elapsed().as_secs_f64() / self.steps.max(1) as f64;
+        StepReport {
+            phase: &state.phase.name,
+            epoch: epoch + 1,
+            epochs: state.phase.epochs,
+            done,
+            total,
+            loss: running.mean_loss(),
+            accuracy: running.accuracy(),
+            left: Duration::from_secs_f64(per_step * total.saturating_sub(done) as f64),
+        }
+    }
+}
+
+/// A phase with the things that it needs while it runs.
+struct PhaseState<'a> {
+    phase: &'a mut Phase,
+    loader: Loader,
+    optimizer: Optimizer,
+    checked: bool,
+}
+
+impl<'a> PhaseState<'a> {
+    fn new(phase: &'a mut Phase, train: &Dataset, seed: Seed) -> Result<Self> {
+        phase.schedule.validate()?;
+        let loader = phase.plan.loader(train, seed.child("data").child(&phase.name))?;
+        let optimizer = Optimizer::new(phase.optimizer.clone(), phase.objective.groups())?;
+        Ok(Self { phase, loader, optimizer, checked: false })
+    }
+
+    fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.phase.objective.load_state(&checkpoint.part(OBJECTIVE))?;
+        Ok(self.optimizer.load_state(&checkpoint.part(OPTIMIZER))?)
+    }
+
+    fn step(&mut self, batch: Batch, epoch: usize, running: &mut Running, seed: Seed, device: &Device) -> Result<()> {
+        let per_epoch = self.loader.batches_per_epoch();
+        let number = epoch * per_epoch + running.steps;
+        let mut rng = seed.child("transform").child(&self.phase.name).child(&number.to_string()).rng();
+        let batch = self.phase.transform.apply(batch.to_device(device)?, &mut rng)?;
+        let output = self.phase.objective.step(&Step { batch: &batch, epoch, step: number })?;
+        let total = self.account(&output, &batch, epoch, running)?;
+        let grads = total.backward()?;
+        if !self.checked {
+            self.check_gradients(&self.optimizer.without_gradient(&grads), &output.terms)?;
+            self.checked = true;
+        }
+        running.lr = self.phase.schedule.rate(number, per_epoch, self.phase.epochs);
+        self.optimizer.step(&grads, running.lr)?;
+        self.phase.objective.after_step()?;
+        running.steps += 1;
+        Ok(())
+    }
+
+    /// Sums the terms, refusing any that is not finite, and adds them to the epoch's means.
+    fn account(&self, output: &StepOutput, batch: &Batch, epoch: usize, running: &mut Running) -> Result<Tensor> {
+        let samples = batch.label_ids.len();
+        let mut total: Option<Tensor> = None;
+        let mut loss = 0.0;
+        for term in &output.terms {
+            let value = scalar(&term.value)?;
+            if !value.is_finite() {
+                let rows: Vec<String> = batch.index.iter().take(8).map(ToString::to_string).collect();
+                let samples = format!("{}{}", rows.join(", "), if batch.index.len() > 8 { ", ..." } else { "" });
+                let (phase, term) = (self.phase.name.clone(), term.name.to_string());
+                return Err(Error::NotFinite {
+                    phase,
+                    epoch: epoch + 1,
+                    step: running.steps + 1,
+                    term,
+                    value,
+                    samples,
+                });
+            }
+            loss += term.weight * value;
+            *running.terms.entry(term.name.to_string()).or_default() += value * samples as f64;
+            for (part, value) in &term.parts {
+                *running.terms.entry(format!("{}.{part}", term.name)).or_default() += scalar(value)? * samples as f64;
+            }
+            let weighted = term.weighted()?;
+            total = Some(match total {
+                Some(sum) => (sum + weighted)?,
+                None => weighted,
+            });
+        }
+        running.loss += loss * samples as f64;
+        running.samples += samples;
+        if let Some(logits) = &output.logits {
+            running.predicted += samples;
+            running.correct += correct(logits, &batch.labels)?;
+        }
+        total.ok_or_else(|| Error::Config {
+            what: "objective".into(),
+            message: "a step needs at least one loss term".into(),
+        })
+    }
+
+    fn check_gradients(&self, without: &[&str], terms: &[Term]) -> Result<()> {
+        let Some(parameter) = without.first() else { return Ok(()) };
+        let names: Vec<&str> = terms.iter().map(|term| term.name).collect();
+        let (phase, parameter) = (self.phase.name.clone(), (*parameter).to_string());
+        Err(Error::NoGradient { phase, parameter, terms: format!("{names:?}") })
+    }
+}
+
+fn scalar(value: &Tensor) -> Result<f64> {
+    Ok(value.detach().to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()?)
+}
+
+fn correct(logits: &Tensor, labels: &Tensor) -> Result<usize> {
+    let hits = logits.detach().argmax(D::Minus1)?.eq(&labels.to_dtype(DType::U32)?)?;
+    Ok(hits.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? as usize)
+}

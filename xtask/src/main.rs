@@ -1,0 +1,142 @@
+//! `cargo xtask WORD`: starts the release build of `retort`, or a check. It never trains itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+mod tidy;
+
+const USAGE: &str = "\
+usage: cargo xtask WORD [ARGS]
+
+  reproduce TABLE [--profile P] [--only METHOD,..] [--seeds N] [--out DIR] [--data DIR]
+                      plan a table, run what is missing, print it
+  train MANIFEST --run ID
+                      one run of a plan
+  rerun RECORD        run a record again and compare it bit by bit
+  list methods|models|datasets|tables [--json]
+                      what exists
+  golden DIR.. [--json FILE] [--allow-unsupported]
+                      compare with reference numbers
+  tidy                check the arrows between the crates and the rules for their sources
+  ci                  format, tidy, clippy, tests, documentation, in this order
+
+The options of the first four: cargo xtask WORD --help";
+
+const RETORT_WORDS: [&str; 4] = ["reproduce", "train", "rerun", "list"];
+const OTHER_WORDS: [&str; 4] = ["golden", "tidy", "ci", "help"];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (word, rest) = match args.split_first() {
+        Some((word, rest)) => (word.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    match word {
+        word if RETORT_WORDS.contains(&word) => run_release("retort-lab", "retort", &args),
+        "golden" => run_release("retort-testkit", "golden", rest),
+        "tidy" => tidy::run(&root()),
+        "ci" => ci(),
+        "help" | "--help" | "-h" => say(USAGE, ExitCode::SUCCESS),
+        unknown => {
+            let known: Vec<&str> = RETORT_WORDS.into_iter().chain(OTHER_WORDS).collect();
+            say(&format!("unknown word `{unknown}`, known: {}\n\n{USAGE}", known.join(", ")), ExitCode::from(2))
+        }
+    }
+}
+
+fn say(text: &str, code: ExitCode) -> ExitCode {
+    eprintln!("{text}");
+    code
+}
+
+/// The workspace: the folder above this package.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).args(args);
+    command
+}
+
+/// Builds the program in release mode and becomes it, in the caller's folder.
+fn run_release(package: &str, program: &str, args: &[String]) -> ExitCode {
+    let output = cargo(&[
+        "build",
+        "--release",
+        "--package",
+        package,
+        "--bin",
+        program,
+        "--message-format=json-render-diagnostics",
+    ])
+    .stderr(std::process::Stdio::inherit())
+    .output();
+    let output = match output {
+        Ok(output) if output.status.success() => output,
+        Ok(_) => return ExitCode::FAILURE,
+        Err(error) => return say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE),
+    };
+    // cargo says where it put the program, so a target folder elsewhere is no special case.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let executable = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == program)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    let Some(executable) = executable else {
+        return say(&format!("cargo built no program `{program}`"), ExitCode::FAILURE);
+    };
+    let mut command = Command::new(executable);
+    command.args(args);
+    for (name, folder) in [("RETORT_EXPERIMENTS", "experiments"), ("RETORT_RUNS", "runs")] {
+        if std::env::var_os(name).is_none() {
+            command.env(name, root().join(folder));
+        }
+    }
+    // candle's own pool waits in a busy loop; beside rayon's threads that costs a third of the speed. It changes no number.
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        command.env("CANDLE_NUM_THREADS", "1");
+    }
+    become_program(command)
+}
+
+/// Replaces this process, so that Ctrl-C and the exit code are the program's own business.
+#[cfg(unix)]
+fn become_program(mut command: Command) -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    say(&format!("cannot start: {}", command.exec()), ExitCode::FAILURE)
+}
+
+#[cfg(not(unix))]
+fn become_program(mut command: Command) -> ExitCode {
+    match command.status() {
+        Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+        Err(error) => say(&format!("cannot start: {error}"), ExitCode::FAILURE),
+    }
+}
+
+/// Everything that CI runs and that needs nothing but this checkout, the cheap steps first.
+fn ci() -> ExitCode {
+    let steps: [(&str, &[&str]); 5] = [
+        ("format", &["fmt", "--all", "--check"]),
+        ("tidy", &["run", "--quiet", "--package", "xtask", "--", "tidy"]),
+        ("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        ("tests", &["test", "--workspace"]),
+        ("documentation", &["doc", "--workspace", "--no-deps"]),
+    ];
+    for (name, args) in steps {
+        eprintln!("== {name}: cargo {}", args.join(" "));
+        let mut command = cargo(args);
+        if name == "documentation" {
+            command.env("RUSTDOCFLAGS", "-D warnings");
+        }
+        match command.status() {
+            Ok(status) if status.success() => {}
+            Ok(_) => return say(&format!("== {name} failed"), ExitCode::FAILURE),
+            Err(error) => return say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE),
+        }
+    }
+    say("== all steps passed", ExitCode::SUCCESS)
+}
