@@ -147,7 +147,7 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
     let folder = runner.layout.table(&plan.table, &plan.profile);
     table.save(&folder)?;
     print(out, &table.terminal())?;
-    print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", folder.display()))?;
+    print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", from_here(&folder).display()))?;
     if failures.is_empty() {
         return Ok(());
     }
@@ -224,6 +224,11 @@ fn describe(plan: &Plan) -> String {
 
 fn result_line(record: &Record) -> String {
     serde_json::json!({ "id": record.id, "model": record.spec.model, "result": record.result }).to_string()
+}
+
+/// The path as the user would type it.
+fn from_here(path: &Path) -> &Path {
+    std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<()> {
