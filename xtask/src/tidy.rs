@@ -27,34 +27,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "retort-trainers",
         ],
     ),
-    (
-        "retort",
-        &[
-            "retort-transport",
-            "retort-kernels",
-            "retort-nn",
-            "retort-models",
-            "retort-datasets",
-            "retort-losses",
-            "retort-metrics",
-            "retort-trainers",
-        ],
-    ),
+    ("retort", LIBRARIES),
     // For development only: it may see everything, nobody may ship it.
-    (
-        "retort-testkit",
-        &[
-            "retort-transport",
-            "retort-kernels",
-            "retort-nn",
-            "retort-models",
-            "retort-datasets",
-            "retort-losses",
-            "retort-metrics",
-            "retort-trainers",
-        ],
-    ),
+    ("retort-testkit", LIBRARIES),
     ("xtask", &[]),
+];
+
+/// Every crate that a user may add on its own.
+const LIBRARIES: &[&str] = &[
+    "retort-transport",
+    "retort-kernels",
+    "retort-nn",
+    "retort-models",
+    "retort-datasets",
+    "retort-losses",
+    "retort-metrics",
+    "retort-trainers",
 ];
 
 /// Crates that must not know a tensor library.

@@ -21,6 +21,7 @@ impl Ui {
             let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(4));
             let total =
                 all.add(ProgressBar::new(runs as u64).with_style(style("{bar:30} {pos}/{len} runs, {elapsed} gone")));
+            total.enable_steady_tick(Duration::from_secs(1));
             Bars { all, total }
         });
         Self { bars }

@@ -1,6 +1,7 @@
 //! Residual networks for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
 
-use crate::{Error, ModelConfig, Result};
+use crate::common::{area, check_images, check_sizes, config_error, halved, map};
+use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
 use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
@@ -49,39 +50,26 @@ impl CifarResNetConfig {
         let per_block = 3 * self.block.convolutions();
         match self.depth.checked_sub(2) {
             Some(rest) if rest > 0 && rest.is_multiple_of(per_block) => Ok(rest / per_block),
-            _ => Err(Error::Config {
-                model: model.to_string(),
-                message: format!("depth must be {per_block}n + 2 with n >= 1, found {}", self.depth),
-            }),
+            _ => Err(config_error(model, format!("depth must be {per_block}n + 2 with n >= 1, found {}", self.depth))),
         }
     }
 
     /// Shapes of f0 .. f3 for this input.
     fn maps(&self, model: &str, config: &ModelConfig) -> Result<Vec<MapShape>> {
-        let [height, width] = config.image;
-        let sizes =
-            [config.in_channels, height, width, config.classes, self.channels.iter().copied().min().unwrap_or(0)];
-        if sizes.contains(&0) {
-            let message =
-                format!("channels, image and classes must be positive, found {config:?} and {:?}", self.channels);
-            return Err(Error::Config { model: model.to_string(), message });
-        }
-        let half = |n: usize| n.div_ceil(2);
-        let map = |channels, [height, width]: [usize; 2]| MapShape { channels, height, width };
-        let (second, third) = ([half(height), half(width)], [half(half(height)), half(half(width))]);
+        check_sizes(model, config, &self.channels)?;
+        let second = halved(config.image);
         let wide = |stage: usize| self.channels[stage] * self.block.expansion();
         Ok(vec![
             map(self.channels[0], config.image),
             map(wide(1), config.image),
             map(wide(2), second),
-            map(wide(3), third),
+            map(wide(3), halved(second)),
         ])
     }
 
     /// Multiply-adds of convolutions and classifier for one image.
     pub(crate) fn multiply_adds(&self, model: &str, config: &ModelConfig) -> Result<usize> {
         let (blocks, maps) = (self.blocks(model)?, self.maps(model, config)?);
-        let area = |map: &MapShape| map.height * map.width;
         let mut total = area(&maps[0]) * 9 * config.in_channels * maps[0].channels;
         for stage in 1..4 {
             let (input, output, narrow) = (maps[stage - 1], maps[stage], self.channels[stage]);
@@ -157,16 +145,6 @@ impl CifarResNet {
         };
         Ok(Self { spec, stem, stages, classifier })
     }
-
-    fn check(&self, images: &Tensor) -> retort_nn::Result<()> {
-        let [height, width] = self.spec.image;
-        let expected = [self.spec.in_channels, height, width];
-        if images.rank() == 4 && images.dims()[1..] == expected {
-            return Ok(());
-        }
-        let message = format!("expected images [B, {}, {height}, {width}], found {:?}", expected[0], images.dims());
-        Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message))
-    }
 }
 
 impl Network for CifarResNet {
@@ -175,7 +153,7 @@ impl Network for CifarResNet {
     }
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
-        self.check(images)?;
+        check_images(&self.spec, images)?;
         let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
         let mut x = self.stem.forward(images, mode, Activation::Relu)?;
         if taps.maps {

@@ -1,6 +1,8 @@
 //! Which architectures there are.
 
 use crate::cifar_resnet::{Block, CifarResNet, CifarResNetConfig};
+use crate::vgg::{Vgg, VggConfig};
+use crate::wide_resnet::{WideResNet, WideResNetConfig};
 use crate::{Error, Result};
 use retort_nn::{Network, Scope, nearest};
 
@@ -34,9 +36,13 @@ pub struct ModelInfo {
 #[derive(Clone, Copy, Debug)]
 enum Family {
     CifarResNet(CifarResNetConfig),
+    WideResNet(WideResNetConfig),
+    Vgg(VggConfig),
 }
 
 const RESNET: &str = "He et al. 2016, arXiv 1512.03385, section 4.2";
+const WRN: &str = "Zagoruyko and Komodakis 2016, arXiv 1605.07146";
+const VGG: &str = "Simonyan and Zisserman 2015, arXiv 1409.1556, with batch norm and one linear layer";
 
 const fn resnet(name: &'static str, depth: usize, channels: [usize; 4]) -> ModelInfo {
     ModelInfo {
@@ -44,6 +50,15 @@ const fn resnet(name: &'static str, depth: usize, channels: [usize; 4]) -> Model
         source: RESNET,
         family: Family::CifarResNet(CifarResNetConfig { depth, block: Block::Basic, channels }),
     }
+}
+
+const fn wrn(name: &'static str, depth: usize, widen: usize) -> ModelInfo {
+    ModelInfo { name, source: WRN, family: Family::WideResNet(WideResNetConfig { depth, widen }) }
+}
+
+const fn vgg(name: &'static str, convolutions: [usize; 5]) -> ModelInfo {
+    let channels = [64, 128, 256, 512, 512];
+    ModelInfo { name, source: VGG, family: Family::Vgg(VggConfig { channels, convolutions }) }
 }
 
 const THIN: [usize; 4] = [16, 16, 32, 64];
@@ -59,6 +74,17 @@ const MODELS: &[ModelInfo] = &[
     resnet("resnet110", 110, THIN),
     resnet("resnet8x4", 8, X4),
     resnet("resnet32x4", 32, X4),
+    wrn("wrn_16_1", 16, 1),
+    wrn("wrn_16_2", 16, 2),
+    wrn("wrn_28_2", 28, 2),
+    wrn("wrn_28_4", 28, 4),
+    wrn("wrn_40_1", 40, 1),
+    wrn("wrn_40_2", 40, 2),
+    vgg("vgg8", [1, 1, 1, 1, 1]),
+    vgg("vgg11", [1, 1, 2, 2, 2]),
+    vgg("vgg13", [2, 2, 2, 2, 2]),
+    vgg("vgg16", [2, 2, 3, 3, 3]),
+    vgg("vgg19", [2, 2, 4, 4, 4]),
 ];
 
 impl ModelInfo {
@@ -70,6 +96,8 @@ impl ModelInfo {
     pub fn multiply_adds(&self, config: &ModelConfig) -> Result<usize> {
         match &self.family {
             Family::CifarResNet(family) => family.multiply_adds(self.name, config),
+            Family::WideResNet(family) => family.multiply_adds(self.name, config),
+            Family::Vgg(family) => family.multiply_adds(self.name, config),
         }
     }
 }
@@ -98,9 +126,12 @@ pub fn info(name: &str) -> Result<&'static ModelInfo> {
 ///
 /// # Errors
 ///
-/// An unknown name, sizes of zero, or weights that do not fit (see [`Scope::weight`]).
+/// An unknown name, sizes of zero, an image too small for the network's poolings, or weights that do not fit (see
+/// [`Scope::weight`]).
 pub fn build(name: &str, config: &ModelConfig, scope: &Scope) -> Result<Box<dyn Network>> {
     Ok(match &info(name)?.family {
         Family::CifarResNet(family) => Box::new(CifarResNet::new(name, family, config, scope)?),
+        Family::WideResNet(family) => Box::new(WideResNet::new(name, family, config, scope)?),
+        Family::Vgg(family) => Box::new(Vgg::new(name, family, config, scope)?),
     })
 }

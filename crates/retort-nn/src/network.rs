@@ -80,7 +80,8 @@ pub struct Outputs {
     pub logits: Tensor,
     /// `[B, D]`, pooled, input of the classifier.
     pub embedding: Tensor,
-    /// f0 .. fL, each `[B, C_i, H_i, W_i]`, after the last activation of the stage; empty unless tapped.
+    /// f0 .. fL, each `[B, C_i, H_i, W_i]`, after the last activation of the stage, where the stage ends with one
+    /// (a wide ResNet's maps are raw sums); empty unless tapped.
     pub maps: Vec<Tensor>,
     /// The same maps before that activation (entry 0 is f0 itself); empty unless tapped.
     pub pre_activations: Vec<Tensor>,

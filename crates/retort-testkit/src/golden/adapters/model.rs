@@ -3,9 +3,10 @@
 use crate::golden::{Case, Run, formula};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use retort_models::{Block, CifarResNet, CifarResNetConfig, ModelConfig};
+use retort_models::{Block, CifarResNet, CifarResNetConfig, ModelConfig, Vgg, VggConfig, WideResNet, WideResNetConfig};
 use retort_nn::{Mode, Network, Optimizer, OptimizerConfig, Outputs, ParamGroup, Params, Scope, Taps, Tensors};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -36,10 +37,25 @@ enum BlockName {
     Bottleneck,
 }
 
+/// Constructor options of `vgg`: the channels of each convolution, block by block.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VggOptions {
+    stages: [Vec<usize>; 5],
+}
+
+/// How to construct a network.
+enum Family {
+    Registered,
+    Residual(CifarResNetConfig),
+    Wide(WideResNetConfig),
+    Vgg(VggConfig),
+}
+
 /// A network that this project can construct.
 struct Architecture {
     name: String,
-    family: Option<CifarResNetConfig>,
+    family: Family,
     config: ModelConfig,
     /// Prefix of keys in the case that our network calls by the second name.
     rename: Option<(&'static str, &'static str)>,
@@ -48,28 +64,23 @@ struct Architecture {
 impl Architecture {
     fn of(case: &Case) -> Result<Self> {
         let build: Build = case.field("build")?;
-        let residual = build.model == "cifar_resnet" || build.model == "mcl_resnet";
-        let known = residual || (build.options.is_empty() && retort_models::info(&build.model).is_ok());
-        let Some(classes) = build.num_classes.filter(|_| known) else {
-            return Err(unsupported(&build));
-        };
+        let Some(classes) = build.num_classes else { return Err(unsupported(&build)) };
+        let rename = (build.model == "mcl_resnet").then_some(("classifier.", "fc."));
+        let family = family(case, &build)?;
         let [_, in_channels, height, width] = match case.has("in.x") {
             true => <[usize; 4]>::from(case.tensor("in.x")?.dims4()?),
             false => case.param("input")?,
         };
         let config = ModelConfig { in_channels, image: [height, width], classes };
-        let family = match residual {
-            true => Some(residual_config(case, build.options)?),
-            false => None,
-        };
-        let rename = (build.model == "mcl_resnet").then_some(("classifier.", "fc."));
         Ok(Self { name: build.model, family, config, rename })
     }
 
     fn build(&self, scope: &Scope) -> Result<Box<dyn Network>> {
         Ok(match &self.family {
-            Some(family) => Box::new(CifarResNet::new(&self.name, family, &self.config, scope)?),
-            None => retort_models::build(&self.name, &self.config, scope)?,
+            Family::Registered => retort_models::build(&self.name, &self.config, scope)?,
+            Family::Residual(family) => Box::new(CifarResNet::new(&self.name, family, &self.config, scope)?),
+            Family::Wide(family) => Box::new(WideResNet::new(&self.name, family, &self.config, scope)?),
+            Family::Vgg(family) => Box::new(Vgg::new(&self.name, family, &self.config, scope)?),
         })
     }
 
@@ -87,14 +98,40 @@ fn unsupported(build: &Build) -> Error {
     Error::Unsupported(format!("no architecture `{}`{with}", build.model))
 }
 
-fn residual_config(case: &Case, options: Map<String, Value>) -> Result<CifarResNetConfig> {
-    let options: ResNetOptions =
-        serde_json::from_value(Value::Object(options)).map_err(|error| Error::field(case.path(), "build", error))?;
-    let block = match options.block {
-        BlockName::Basic => Block::Basic,
-        BlockName::Bottleneck => Block::Bottleneck,
-    };
-    Ok(CifarResNetConfig { depth: options.depth, block, channels: options.channels })
+fn family(case: &Case, build: &Build) -> Result<Family> {
+    match build.model.as_str() {
+        "cifar_resnet" | "mcl_resnet" => {
+            let ResNetOptions { depth, block, channels } = options(case, build)?;
+            let block = match block {
+                BlockName::Basic => Block::Basic,
+                BlockName::Bottleneck => Block::Bottleneck,
+            };
+            Ok(Family::Residual(CifarResNetConfig { depth, block, channels }))
+        }
+        "vgg" => {
+            let VggOptions { stages } = options(case, build)?;
+            let convolutions = stages.each_ref().map(Vec::len);
+            let channels = stages.each_ref().map(|stage| stage.first().copied().unwrap_or(0));
+            if stages.iter().zip(channels).any(|(stage, width)| stage.iter().any(|other| *other != width)) {
+                return Err(Error::Unsupported(format!("`vgg` with several widths in a block: {stages:?}")));
+            }
+            Ok(Family::Vgg(VggConfig { channels, convolutions }))
+        }
+        _ if !build.options.is_empty() => Err(unsupported(build)),
+        name if retort_models::info(name).is_ok() => Ok(Family::Registered),
+        name => Ok(Family::Wide(wide_config(name).ok_or_else(|| unsupported(build))?)),
+    }
+}
+
+fn options<T: DeserializeOwned>(case: &Case, build: &Build) -> Result<T> {
+    let options = Value::Object(build.options.clone());
+    serde_json::from_value(options).map_err(|error| Error::field(case.path(), "build", error))
+}
+
+/// `wrn_D_W`.
+fn wide_config(name: &str) -> Option<WideResNetConfig> {
+    let (depth, widen) = name.strip_prefix("wrn_")?.split_once('_')?;
+    Some(WideResNetConfig { depth: depth.parse().ok()?, widen: widen.parse().ok()? })
 }
 
 /// `{"kind": "formula", "salt": .., "bn_weight_gain": ..}`.

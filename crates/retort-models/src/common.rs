@@ -1,0 +1,46 @@
+//! What every family checks in the same way.
+
+use crate::{Error, ModelConfig, Result};
+use candle_core::Tensor;
+use retort_nn::{MapShape, NetworkSpec};
+
+/// An [`Error::Config`].
+pub(crate) fn config_error(model: &str, message: impl Into<String>) -> Error {
+    Error::Config { model: model.to_string(), message: message.into() }
+}
+
+/// Refuses sizes of zero; `widths` are the numbers of channels inside of the network.
+pub(crate) fn check_sizes(model: &str, config: &ModelConfig, widths: &[usize]) -> Result<()> {
+    let [height, width] = config.image;
+    if [config.in_channels, height, width, config.classes].contains(&0) || widths.contains(&0) {
+        let message = format!("channels, image and classes must be positive, found {config:?} and {widths:?}");
+        return Err(config_error(model, message));
+    }
+    Ok(())
+}
+
+/// Refuses a batch of another shape than the network was built for.
+pub(crate) fn check_images(spec: &NetworkSpec, images: &Tensor) -> retort_nn::Result<()> {
+    let [height, width] = spec.image;
+    let expected = [spec.in_channels, height, width];
+    if images.rank() == 4 && images.dims()[1..] == expected {
+        return Ok(());
+    }
+    let message = format!("expected images [B, {}, {height}, {width}], found {:?}", expected[0], images.dims());
+    Err(retort_nn::Error::invalid(format!("model `{}`", spec.name), message))
+}
+
+/// Size after a 3x3 convolution with stride 2 and padding 1.
+pub(crate) fn halved([height, width]: [usize; 2]) -> [usize; 2] {
+    [height.div_ceil(2), width.div_ceil(2)]
+}
+
+/// A map of this size.
+pub(crate) fn map(channels: usize, [height, width]: [usize; 2]) -> MapShape {
+    MapShape { channels, height, width }
+}
+
+/// Positions of a map.
+pub(crate) fn area(map: &MapShape) -> usize {
+    map.height * map.width
+}

@@ -1,0 +1,199 @@
+//! Wide residual networks (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+
+use crate::common::{area, check_images, check_sizes, config_error, halved, map};
+use crate::layers::ConvAdd;
+use crate::{ModelConfig, Result};
+use candle_core::Tensor;
+use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
+use retort_nn::{
+    BatchNorm, Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps,
+};
+
+/// Depth and width: WRN-d-w.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WideResNetConfig {
+    /// d = `6n + 4` with n >= 1 blocks a group.
+    pub depth: usize,
+    /// w from 1 to 1024: the groups have `16w`, `32w` and `64w` channels.
+    pub widen: usize,
+}
+
+impl WideResNetConfig {
+    /// Blocks n of each group.
+    fn blocks(&self, model: &str) -> Result<usize> {
+        match self.depth.checked_sub(4) {
+            Some(rest) if rest > 0 && rest.is_multiple_of(6) => Ok(rest / 6),
+            _ => Err(config_error(model, format!("depth must be 6n + 4 with n >= 1, found {}", self.depth))),
+        }
+    }
+
+    /// Shapes of f0 .. f3 for this input.
+    fn maps(&self, model: &str, config: &ModelConfig) -> Result<Vec<MapShape>> {
+        if !(1..=1024).contains(&self.widen) {
+            return Err(config_error(model, format!("widen must be from 1 to 1024, found {}", self.widen)));
+        }
+        check_sizes(model, config, &[])?;
+        let second = halved(config.image);
+        Ok(vec![
+            map(16, config.image),
+            map(16 * self.widen, config.image),
+            map(32 * self.widen, second),
+            map(64 * self.widen, halved(second)),
+        ])
+    }
+
+    /// Multiply-adds of convolutions and classifier for one image.
+    pub(crate) fn multiply_adds(&self, model: &str, config: &ModelConfig) -> Result<usize> {
+        let (blocks, maps) = (self.blocks(model)?, self.maps(model, config)?);
+        let mut total = area(&maps[0]) * 9 * config.in_channels * maps[0].channels;
+        for pair in maps.windows(2) {
+            let (from, to) = (pair[0].channels, pair[1].channels);
+            let projection = if from == to { 0 } else { from * to };
+            // The first block changes the channels, the others keep them.
+            total += area(&pair[1]) * (9 * (from + (2 * blocks - 1) * to) * to + projection);
+        }
+        Ok(total + maps[3].channels * config.classes)
+    }
+}
+
+/// `wrn_16_1` .. `wrn_40_2`: stem without normalisation, three groups of pre-activation blocks with strides 1, 2, 2,
+/// batch norm, ReLU, global average, linear classifier; no dropout.
+///
+/// A block is `x + conv2(relu(bn2(conv1(a))))` with `a = relu(bn1(x))`; where the channels change the shortcut is a
+/// 1x1 convolution of `a` in place of `x`.
+///
+/// f0 is the bare stem and f1 .. f3 are the sums at the end of the groups: none of them is activated.
+/// Their pre-activations are the batch norms by which the network goes on, `block2.layer.0.bn1(f1)`,
+/// `block3.layer.0.bn1(f2)` and `bn1(f3)`, taken from the ordinary pass: tapping them does not update
+/// the running statistics a second time (mdistiller's forward pass does).
+///
+/// Keys: `conv1.weight`, `block{1,2,3}.layer.{i}.{bn1,bn2}.*`, `.conv1.weight`, `.conv2.weight`, `.convShortcut.weight`,
+/// `bn1.*`, `fc.*`. Convolutions start with the fan-out normal rule, `fc` with PyTorch's default and bias 0.
+///
+/// In a frozen network `bn2` is folded into `conv1`; `bn1` stands behind an addition and before a ReLU, so it stays.
+pub struct WideResNet {
+    spec: NetworkSpec,
+    stem: Conv2d,
+    groups: Vec<Vec<PreActivationBlock>>,
+    norm: BatchNorm,
+    classifier: Linear,
+}
+
+impl WideResNet {
+    /// Declares all parameters in `scope`; `name` appears in the spec and in errors.
+    ///
+    /// # Errors
+    ///
+    /// A depth that no number of blocks gives, sizes out of range, or weights that do not fit.
+    pub fn new(name: &str, family: &WideResNetConfig, config: &ModelConfig, scope: &Scope) -> Result<Self> {
+        let (blocks, maps) = (family.blocks(name)?, family.maps(name, config)?);
+        let stem_shape = [maps[0].channels, config.in_channels, 3, 3];
+        let stem = Conv2d::new(&scope.child("conv1"), stem_shape, Conv2dSpec::new(1, 1), Init::KaimingNormalFanOut)?;
+        let mut groups = Vec::new();
+        for group in 1..4 {
+            let scope = scope.child(format!("block{group}")).child("layer");
+            let to = maps[group].channels;
+            let mut built = Vec::new();
+            for index in 0..blocks {
+                let (from, stride) = match index {
+                    0 => (maps[group - 1].channels, if group == 1 { 1 } else { 2 }),
+                    _ => (to, 1),
+                };
+                built.push(PreActivationBlock::new(from, to, stride, &scope.child(index))?);
+            }
+            groups.push(built);
+        }
+        let embedding = maps[3].channels;
+        let norm = BatchNorm::new(&scope.child("bn1"), embedding)?;
+        let bias = Some(Init::Constant(0.0));
+        let classifier = Linear::with_init(&scope.child("fc"), embedding, config.classes, Init::PyTorch, bias)?;
+        let spec = NetworkSpec {
+            name: name.to_string(),
+            in_channels: config.in_channels,
+            image: config.image,
+            classes: config.classes,
+            maps,
+            embedding,
+            pre_activations: true,
+        };
+        Ok(Self { spec, stem, groups, norm, classifier })
+    }
+}
+
+impl Network for WideResNet {
+    fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
+        check_images(&self.spec, images)?;
+        let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
+        let mut x = self.stem.forward(images)?;
+        if taps.maps {
+            maps.push(x.clone());
+        }
+        if taps.pre_activations {
+            pre_activations.push(x.clone());
+        }
+        for (group, blocks) in self.groups.iter().enumerate() {
+            for (index, block) in blocks.iter().enumerate() {
+                // The first normalisation of a group is the pre-activation of the group before it; f0 has none.
+                let tap = taps.pre_activations && group > 0 && index == 0;
+                let activated = activate(&block.norm, &x, mode, tap.then_some(&mut pre_activations))?;
+                x = block.forward(&x, &activated, mode)?;
+            }
+            if taps.maps {
+                maps.push(x.clone());
+            }
+        }
+        let activated = activate(&self.norm, &x, mode, taps.pre_activations.then_some(&mut pre_activations))?;
+        let embedding = global_avg_pool2d(&activated)?;
+        Ok(Outputs { logits: self.classifier.forward(&embedding)?, embedding, maps, pre_activations })
+    }
+}
+
+/// `relu(norm(x))`; the value before the ReLU goes to `tap`. One evaluation of `norm` in either case.
+fn activate(norm: &BatchNorm, x: &Tensor, mode: Mode, tap: Option<&mut Vec<Tensor>>) -> retort_nn::Result<Tensor> {
+    let Some(tap) = tap else { return norm.forward(x, mode, Activation::Relu) };
+    let normalised = norm.forward(x, mode, Activation::None)?;
+    let activated = relu(&normalised)?;
+    tap.push(normalised);
+    Ok(activated)
+}
+
+/// `shortcut + conv2(relu(bn2(conv1(a))))` for `a = relu(norm(x))`.
+struct PreActivationBlock {
+    norm: BatchNorm,
+    /// `conv1` and `bn2`.
+    inner: ConvBatchNorm,
+    last: ConvAdd,
+    shortcut: Option<Conv2d>,
+}
+
+impl PreActivationBlock {
+    fn new(from: usize, to: usize, stride: usize, scope: &Scope) -> retort_nn::Result<Self> {
+        let init = Init::KaimingNormalFanOut;
+        let shortcut = match from == to {
+            true => None,
+            false => {
+                let spec = Conv2dSpec::new(stride, 0);
+                Some(Conv2d::new(&scope.child("convShortcut"), [to, from, 1, 1], spec, init)?)
+            }
+        };
+        Ok(Self {
+            norm: BatchNorm::new(&scope.child("bn1"), from)?,
+            inner: ConvBatchNorm::new(scope, "conv1", "bn2", [to, from, 3, 3], Conv2dSpec::new(stride, 1), init)?,
+            last: ConvAdd::new(&scope.child("conv2"), [to, to, 3, 3], Conv2dSpec::new(1, 1), init)?,
+            shortcut,
+        })
+    }
+
+    /// `activated` is `relu(norm(x))`; the identity shortcut takes the raw `x`, the projection the activated one.
+    fn forward(&self, x: &Tensor, activated: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
+        let y = self.inner.forward(activated, mode, Activation::Relu)?;
+        match &self.shortcut {
+            Some(projection) => self.last.forward(&y, &projection.forward(activated)?),
+            None => self.last.forward(&y, x),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What only one family does.
+
+use crate::{flat, images, params};
+use candle_core::{DType, Device, Tensor};
+use retort_models::{Error, ModelConfig, Vgg, VggConfig, WideResNet, WideResNetConfig, build};
+use retort_nn::{Init, Mode, Network, Params, Seed, Taps};
+
+const SMALL: ModelConfig = ModelConfig { in_channels: 2, image: [8, 11], classes: 3 };
+/// A narrow VGG with blocks of one and of two convolutions.
+const NARROW: VggConfig = VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1, 2, 1, 2, 1] };
+
+type Builder<'a> = dyn Fn(&Params) -> Box<dyn Network> + 'a;
+
+fn wide(depth: usize, widen: usize, config: &ModelConfig, store: &Params) -> Result<WideResNet, Error> {
+    WideResNet::new("wrn", &WideResNetConfig { depth, widen }, config, &store.root())
+}
+
+fn narrow(config: &ModelConfig, store: &Params) -> Result<Vgg, Error> {
+    Vgg::new("vgg", &NARROW, config, &store.root())
+}
+
+/// A state with every weight and statistic away from its start; variances stay positive.
+fn shaken(store: &Params, dtype: DType) -> retort_nn::Tensors {
+    let shake = |(name, tensor): (String, Tensor)| {
+        let noise = Init::Normal { std: 0.2 };
+        let noise = noise.draw(tensor.dims(), Seed::root(9).child(&name), dtype, &Device::Cpu).unwrap();
+        let noise = if name.ends_with("running_var") { noise.sqr().unwrap() } else { noise };
+        (name, (tensor + noise).unwrap())
+    };
+    store.snapshot().unwrap().into_iter().map(shake).collect()
+}
+
+/// `sum(coefficients * logits)` in training mode.
+fn objective(network: &dyn Network, x: &Tensor) -> Tensor {
+    let logits = network.forward(x, Mode::Train, Taps::ALL).unwrap().logits;
+    let coefficients = Init::Normal { std: 1.0 }.draw(logits.dims(), Seed::root(4), DType::F64, &Device::Cpu).unwrap();
+    (logits * coefficients).unwrap().sum_all().unwrap()
+}
+
+/// The derivative along a random direction of all parameters, against a central difference.
+fn check_directional_derivative(build: impl Fn(&Params) -> Box<dyn Network>) {
+    let store = Params::new(Seed::root(1), DType::F64, &Device::Cpu);
+    build(&store);
+    let store = Params::from_tensors(shaken(&store, DType::F64), DType::F64, &Device::Cpu);
+    let network = build(&store);
+    let [height, width] = SMALL.image;
+    let shape = [4, SMALL.in_channels, height, width];
+    let x = Init::Normal { std: 1.0 }.draw(&shape, Seed::root(5), DType::F64, &Device::Cpu).unwrap();
+    let gradients = objective(network.as_ref(), &x).backward().unwrap();
+    let start = store.snapshot().unwrap();
+    let mut expected = 0.0;
+    let mut direction = Vec::new();
+    for (name, var) in store.trainable() {
+        let step =
+            Init::Normal { std: 1.0 }.draw(var.dims(), Seed::root(6).child(&name), DType::F64, &Device::Cpu).unwrap();
+        let along = (gradients.get(&var).unwrap() * &step).unwrap().sum_all().unwrap();
+        expected += along.to_scalar::<f64>().unwrap();
+        direction.push((name, var, step));
+    }
+    // So small that no unit crosses its kink on the way: at 1e-6 one of the first network does, which moves the
+    // difference by 0.5 %. Rounding leaves 8 digits.
+    let h = 1e-8;
+    let value = |sign: f64| {
+        for (name, var, step) in &direction {
+            var.set(&(&start[name] + (step * (sign * h)).unwrap()).unwrap()).unwrap();
+        }
+        objective(network.as_ref(), &x).to_scalar::<f64>().unwrap()
+    };
+    let found = (value(1.0) - value(-1.0)) / (2.0 * h);
+    assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{found} and {expected}");
+}
+
+#[test]
+fn gradients_agree_with_central_differences() {
+    check_directional_derivative(|store| Box::new(wide(16, 1, &SMALL, store).unwrap()));
+    check_directional_derivative(|store| Box::new(wide(10, 2, &SMALL, store).unwrap()));
+    check_directional_derivative(|store| Box::new(narrow(&SMALL, store).unwrap()));
+}
+
+#[test]
+fn taps_do_not_move_the_running_statistics_twice() {
+    for name in ["resnet8", "wrn_16_1", "vgg8"] {
+        let config = ModelConfig { in_channels: 1, image: [9, 10], classes: 3 };
+        let after = |taps: Taps| {
+            let store = params();
+            let network = build(name, &config, &store.root()).unwrap();
+            network.forward(&images(&config, 4), Mode::Train, taps).unwrap();
+            let snapshot = store.snapshot().unwrap();
+            snapshot.into_iter().filter(|(name, _)| name.contains("running")).map(|(_, t)| flat(&t)).collect::<Vec<_>>()
+        };
+        assert_eq!(after(Taps::ALL), after(Taps::default()), "{name}");
+    }
+}
+
+#[test]
+fn wide_pre_activations_are_the_normalisations_that_follow() {
+    let start = params();
+    wide(16, 2, &SMALL, &start).unwrap();
+    let state = shaken(&start, DType::F32);
+    let network = wide(16, 2, &SMALL, &Params::from_tensors(state.clone(), DType::F32, &Device::Cpu)).unwrap();
+    let outputs = network.forward(&images(&SMALL, 2), Mode::Eval, Taps::ALL).unwrap();
+    let norms = ["block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"];
+    for ((norm, map), pre) in norms.iter().zip(outputs.stages()).zip(outputs.stage_pre_activations()) {
+        let vector = |key: &str| flat(&state[&format!("{norm}.{key}")]);
+        let (weight, bias, mean, var) =
+            (vector("weight"), vector("bias"), vector("running_mean"), vector("running_var"));
+        let [batch, channels, height, width] = <[usize; 4]>::from(map.dims4().unwrap());
+        assert_eq!(channels, weight.len());
+        let (map, pre) = (flat(map), flat(pre));
+        for i in 0..batch * channels * height * width {
+            let c = i / (height * width) % channels;
+            let expected = weight[c] * (map[i] - mean[c]) / (var[c] + 1e-5).sqrt() + bias[c];
+            assert!((pre[i] - expected).abs() <= 1e-4 * expected.abs().max(1.0), "{norm}: {} {expected}", pre[i]);
+        }
+    }
+}
+
+#[test]
+fn wide_shortcuts_take_the_raw_map_or_project_the_activated_one() {
+    let start = params();
+    wide(16, 1, &SMALL, &start).unwrap();
+    let mut state = shaken(&start, DType::F32);
+    // Without their last convolution the branches are silent and the shortcuts are all that is left.
+    for (_, weight) in state.iter_mut().filter(|(name, _)| name.ends_with("conv2.weight")) {
+        *weight = weight.zeros_like().unwrap();
+    }
+    let network = wide(16, 1, &SMALL, &Params::from_tensors(state.clone(), DType::F32, &Device::Cpu)).unwrap();
+    let outputs = network.forward(&images(&SMALL, 2), Mode::Eval, Taps::ALL).unwrap();
+    assert!(flat(&outputs.maps[0]).iter().any(|x| *x < 0.0), "the stem is not activated");
+    assert_eq!(flat(&outputs.maps[1]), flat(&outputs.maps[0]));
+    for (group, map) in [(2, &outputs.maps[2]), (3, &outputs.maps[3])] {
+        let activated = retort_kernels::relu(&outputs.pre_activations[group - 1]).unwrap();
+        let weight = &state[&format!("block{group}.layer.0.convShortcut.weight")];
+        let spec = retort_kernels::Conv2dSpec::new(2, 0);
+        assert_eq!(flat(map), flat(&retort_kernels::conv2d(&activated, weight, None, &spec).unwrap()));
+    }
+}
+
+#[test]
+fn frozen_networks_agree_with_trained_ones_and_pass_gradients_to_the_images() {
+    let builders: [&Builder<'_>; 3] = [
+        &|store| Box::new(wide(10, 1, &SMALL, store).unwrap()),
+        &|store| Box::new(wide(10, 2, &SMALL, store).unwrap()),
+        &|store| Box::new(narrow(&SMALL, store).unwrap()),
+    ];
+    for build in builders {
+        let start = Params::new(Seed::root(1), DType::F64, &Device::Cpu);
+        build(&start);
+        let state = shaken(&start, DType::F64);
+        let open = build(&Params::from_tensors(state.clone(), DType::F64, &Device::Cpu));
+        let frozen = build(&Params::frozen(state, DType::F64, &Device::Cpu));
+        let x = images(&SMALL, 2).to_dtype(DType::F64).unwrap();
+        let variable = candle_core::Var::from_tensor(&x).unwrap();
+        let expected = open.forward(&x, Mode::Eval, Taps::ALL).unwrap();
+        for input in [&x, variable.as_tensor()] {
+            let outputs = frozen.forward(input, Mode::Eval, Taps::ALL).unwrap();
+            assert_eq!(outputs.logits.track_op(), input.track_op());
+            let found = [&outputs.maps, &outputs.pre_activations].into_iter().flatten().chain([&outputs.logits]);
+            let wanted = [&expected.maps, &expected.pre_activations].into_iter().flatten().chain([&expected.logits]);
+            for (a, b) in found.zip(wanted) {
+                let worst = (a - b).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+                assert!(worst.iter().all(|d| d.abs() < 1e-9));
+            }
+        }
+        let logits = frozen.forward(&variable, Mode::Eval, Taps::default()).unwrap().logits;
+        let gradients = logits.sum_all().unwrap().backward().unwrap();
+        let gradient = gradients.get(&variable).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        assert!(gradient.iter().any(|g| *g != 0.0));
+        assert!(frozen.forward(&x, Mode::Train, Taps::default()).is_err());
+    }
+}
+
+#[test]
+fn vgg_pools_a_fourth_time_at_64_rows_only() {
+    for (image, last) in [([64, 64], [4, 4]), ([64, 33], [4, 2]), ([63, 64], [7, 8]), ([65, 64], [8, 8])] {
+        let config = ModelConfig { image, ..SMALL };
+        let network = narrow(&config, &params()).unwrap();
+        let outputs = network.forward(&images(&config, 1), Mode::Eval, Taps::ALL).unwrap();
+        for (map, shape) in outputs.maps.iter().zip(&network.spec().maps) {
+            assert_eq!(map.dims()[1..], [shape.channels, shape.height, shape.width]);
+        }
+        assert_eq!(outputs.maps[4].dims()[2..], last);
+    }
+}
+
+#[test]
+fn initial_values_are_those_of_the_reference() {
+    let store = params();
+    build("vgg8", &ModelConfig::CIFAR100, &store.root()).unwrap();
+    let state = store.snapshot().unwrap();
+    let spread = |name: &str| {
+        let values = flat(&state[name]);
+        (values.iter().map(|v| f64::from(v * v)).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    assert!((spread("classifier.weight") / 0.01 - 1.0).abs() < 0.02);
+    assert!((spread("block3.0.weight") / (2.0f64 / (9.0 * 512.0)).sqrt() - 1.0).abs() < 0.02);
+    assert!(spread("classifier.bias") == 0.0 && spread("block3.0.bias") == 0.0);
+
+    let store = params();
+    build("wrn_16_2", &ModelConfig::CIFAR100, &store.root()).unwrap();
+    let state = store.snapshot().unwrap();
+    let largest = |name: &str| flat(&state[name]).iter().fold(0f32, |m, v| m.max(v.abs()));
+    let bound = 1.0 / 128f32.sqrt();
+    assert!(largest("fc.weight") <= bound && largest("fc.weight") > 0.99 * bound);
+    assert_eq!(largest("fc.bias"), 0.0);
+}
+
+#[test]
+fn impossible_configurations_are_errors() {
+    for (depth, widen, words) in [(15, 1, "6n + 4"), (4, 1, "found 4"), (16, 0, "widen"), (16, usize::MAX, "widen")] {
+        let message = wide(depth, widen, &SMALL, &params()).err().unwrap().to_string();
+        assert!(message.contains(words), "{message}");
+    }
+    for (image, words) in [([7, 9], "8x8"), ([9, 7], "found 9x7"), ([64, 15], "16x16"), ([8, 0], "positive")] {
+        let message = narrow(&ModelConfig { image, ..SMALL }, &params()).err().unwrap().to_string();
+        assert!(message.contains(words), "{message}");
+    }
+    let empty = VggConfig { convolutions: [1, 1, 0, 1, 1], ..NARROW };
+    assert!(matches!(Vgg::new("vgg", &empty, &SMALL, &params().root()), Err(Error::Config { .. })));
+    // The smallest images that each family takes.
+    let tiny = |image| ModelConfig { image, ..SMALL };
+    for (network, image) in [
+        (Box::new(wide(10, 1, &tiny([1, 2]), &params()).unwrap()) as Box<dyn Network>, [1, 2]),
+        (Box::new(narrow(&tiny([8, 8]), &params()).unwrap()), [8, 8]),
+    ] {
+        assert!(network.forward(&images(&tiny(image), 1), Mode::Eval, Taps::ALL).is_ok());
+    }
+}
