@@ -54,4 +54,4 @@ pub use isa::{InstructionSet, instruction_set};
 pub use norm::{BatchStats, batch_norm_eval, batch_norm_train};
 pub use pointwise::{Activation, abs, add_relu, relu};
 pub use pool::{Pool2dSpec, adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d};
-pub use resize::resize_bilinear2d;
+pub use resize::{resize_bilinear2d, resize_nearest2d};

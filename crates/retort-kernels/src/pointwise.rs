@@ -1,5 +1,7 @@
 //! Activations, element by element.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -69,7 +71,7 @@ function!(AbsGradient, |x, g| if x > T::default() {
 struct Map<'a, T, F> {
     a: &'a [T],
     b: &'a [T],
-    to: &'a mut [T],
+    to: &'a mut [MaybeUninit<T>],
     function: F,
 }
 
@@ -78,16 +80,16 @@ impl<T: Float, F: Function<T>> Kernel<T> for Map<'_, T, F> {
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
         for ((to, &a), &b) in self.to.iter_mut().zip(self.a).zip(self.b) {
-            *to = self.function.of(a, b);
+            to.write(self.function.of(a, b));
         }
     }
 }
 
 fn map<T: Float, F: Function<T>>(set: InstructionSet, a: &[T], b: &[T], function: F) -> Vec<T> {
-    debug_assert_eq!(a.len(), b.len());
-    // SAFETY: the operands are as long as the result, so every element is written.
+    assert_eq!(a.len(), b.len(), "two tensors of one shape");
+    // SAFETY: the operands are as long as the result (checked above), so every element is written.
     unsafe {
-        filled(a.len(), |out: &mut [T]| {
+        filled(a.len(), |out| {
             out.par_chunks_mut(CHUNK)
                 .zip(a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)))
                 .for_each(|(to, (a, b))| T::dispatch(set, Map { a, b, to, function }));

@@ -1,5 +1,7 @@
 //! From tensors to slices and back.
 
+use std::mem::MaybeUninit;
+
 use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, Tensor};
 
 use crate::simd::Float;
@@ -59,21 +61,32 @@ pub(crate) fn to_f64(t: &Tensor) -> candle_core::Result<Vec<f64>> {
 ///
 /// # Safety
 ///
-/// `f` must write every element and read none that it has not written.
-pub(crate) unsafe fn filled<T: Float>(len: usize, f: impl FnOnce(&mut [T])) -> Vec<T> {
-    let mut values = Vec::with_capacity(len);
-    // SAFETY: the capacity is `len`; floats have no invalid bit patterns and no destructor, `f` only writes to the slice
-    // and has written all of it when the length is set.
-    unsafe {
-        f(std::slice::from_raw_parts_mut(values.as_mut_ptr(), len));
-        values.set_len(len);
+/// `f` must write every element.
+pub(crate) unsafe fn filled<T: Float>(len: usize, f: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut values: Vec<T> = Vec::with_capacity(len);
+    let to = &mut values.spare_capacity_mut()[..len];
+    if cfg!(debug_assertions) {
+        // An element that `f` forgets shows in the tests; fresh memory may look like the right zeros.
+        to.fill(MaybeUninit::new(T::of(f64::NAN)));
     }
+    f(to);
+    // SAFETY: the capacity is at least `len`, and `f` has written that many elements.
+    unsafe { values.set_len(len) };
     values
 }
 
-/// Copies a short run without a call: two overlapping pieces of a fixed size instead of a loop over the rest.
+/// Values as the source of a [`copy_run`] to memory that is not initialised.
 #[inline(always)]
-pub(crate) fn copy_run<T: Float>(from: &[T], to: &mut [T]) {
+pub(crate) fn as_uninit<T: Float>(values: &[T]) -> &[MaybeUninit<T>] {
+    // SAFETY: `MaybeUninit<T>` has the layout of `T` and allows all that `T` allows; nothing is written through `&`.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}
+
+/// Copies a short run without a call: two overlapping pieces of a fixed size instead of a loop over the rest.
+///
+/// `T` is a float or, for a target that is not initialised, a `MaybeUninit` of one (see [`as_uninit`]).
+#[inline(always)]
+pub(crate) fn copy_run<T: Copy>(from: &[T], to: &mut [T]) {
     let n = from.len();
     debug_assert_eq!(n, to.len());
     if n >= 16 {
@@ -95,7 +108,7 @@ pub(crate) fn copy_run<T: Float>(from: &[T], to: &mut [T]) {
 }
 
 #[inline(always)]
-fn copy_tail<T: Float, const N: usize>(from: &[T], to: &mut [T]) {
+fn copy_tail<T: Copy, const N: usize>(from: &[T], to: &mut [T]) {
     let at = from.len() - N;
     to[at..at + N].copy_from_slice(&from[at..at + N]);
 }
@@ -111,6 +124,18 @@ mod tests {
             let mut to = vec![0.0; n];
             copy_run(&from, &mut to);
             assert_eq!(from, to);
+            // SAFETY: a run of `n` elements is copied to `n` elements.
+            let fresh = unsafe { filled(n, |to| copy_run(as_uninit(&from), to)) };
+            assert_eq!(from, fresh);
         }
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    fn forgotten_elements_show() {
+        // SAFETY: debug builds fill the memory before the call.
+        let values: Vec<f32> = unsafe { filled(3, |to| _ = to[1].write(1.0)) };
+        assert!(values[0].is_nan() && values[2].is_nan());
+        assert_eq!(values[1], 1.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Bilinear resizing.
+//! Bilinear and nearest resizing.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
@@ -15,7 +15,11 @@ struct Tap {
     weight: [f64; 2],
 }
 
-fn taps(input: usize, output: usize) -> Vec<Tap> {
+fn nearest_taps(input: usize, output: usize) -> Vec<Tap> {
+    (0..output).map(|i| Tap { at: [i * input / output; 2], weight: [1.0, 0.0] }).collect()
+}
+
+fn bilinear_taps(input: usize, output: usize) -> Vec<Tap> {
     let scale = input as f64 / output as f64;
     (0..output)
         .map(|i| {
@@ -28,6 +32,7 @@ fn taps(input: usize, output: usize) -> Vec<Tap> {
 }
 
 struct Resize {
+    name: &'static str,
     rows: Vec<Tap>,
     cols: Vec<Tap>,
 }
@@ -71,11 +76,11 @@ fn planes<T: Float>(x: &[T], from: usize, to: usize, f: impl Fn(&[T], &mut [T]) 
 
 impl CustomOp1 for Resize {
     fn name(&self) -> &'static str {
-        "resize_bilinear2d"
+        self.name
     }
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (b, c, h, w) = l.shape().dims4()?;
-        by_dtype!("resize_bilinear2d", dtype(s), T => {
+        by_dtype!(self.name, dtype(s), T => {
             let x = slice::<T>(s, l)?;
             let out = planes(x, h * w, self.cells(), |x, out| self.forward_plane(w, x, out));
             let shape = (b, c, self.rows.len(), self.cols.len());
@@ -85,7 +90,7 @@ impl CustomOp1 for Resize {
     fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (_, _, h, w) = x.dims4()?;
         let g = g.contiguous()?;
-        by_dtype!("resize_bilinear2d", x.dtype(), T => {
+        by_dtype!(self.name, x.dtype(), T => {
             let out = with_slice::<T, _>(&g, |g| {
                 planes(g, self.cells(), h * w, |g, out| self.backward_plane(w, g, out))
             })?;
@@ -103,14 +108,28 @@ impl CustomOp1 for Resize {
 ///
 /// A rank other than 4, an empty input, a size of 0.
 pub fn resize_bilinear2d(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
-    const OP: &str = "resize_bilinear2d";
-    float(OP, x)?;
-    let [_, _, h, w] = dims4(OP, "input", x)?;
+    resize("resize_bilinear2d", bilinear_taps, x, size)
+}
+
+/// Resizes maps by the nearest position: `[B, C, H, W]` to `[B, C, size[0], size[1]]`, up or down, by any factor.
+///
+/// PyTorch's rule for `mode="nearest"`: the output position `i` reads the source position `floor(i * in / out)`.
+///
+/// # Errors
+///
+/// A rank other than 4, an empty input, a size of 0.
+pub fn resize_nearest2d(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+    resize("resize_nearest2d", nearest_taps, x, size)
+}
+
+fn resize(name: &'static str, taps: fn(usize, usize) -> Vec<Tap>, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+    float(name, x)?;
+    let [_, _, h, w] = dims4(name, "input", x)?;
     if size.iter().any(|s| !(1..=LIMIT).contains(s)) {
-        return Err(parameter(OP, "size", "from 1 to 2^20 in both directions", size));
+        return Err(parameter(name, "size", "from 1 to 2^20 in both directions", size));
     }
     if !x.device().is_cpu() {
-        return fallback::on_host(x, |x| resize_bilinear2d(x, size));
+        return fallback::on_host(x, |x| resize(name, taps, x, size));
     }
-    Ok(x.contiguous()?.apply_op1(Resize { rows: taps(h, size[0]), cols: taps(w, size[1]) })?)
+    Ok(x.contiguous()?.apply_op1(Resize { name, rows: taps(h, size[0]), cols: taps(w, size[1]) })?)
 }

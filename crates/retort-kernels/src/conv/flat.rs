@@ -1,12 +1,14 @@
 //! The forward kernel over flat planes; the input gradient is the same with other planes and weights.
 #![allow(clippy::needless_range_loop)] // reason: constant ranges over arrays of registers
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::geometry::Geometry;
 use super::plan::{Job, Planes, backward, forward};
 use crate::pointwise::relu_of;
-use crate::raw::{copy_run, filled};
+use crate::raw::{as_uninit, copy_run, filled};
 use crate::simd::{Float, Kernel, Simd};
 use crate::{Activation, InstructionSet};
 
@@ -96,7 +98,7 @@ struct Image<'a, T> {
     maps: &'a [T],
     target_size: [usize; 2],
     epilogue: Epilogue<'a, T>,
-    to: &'a mut [T],
+    to: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Float> Kernel<T> for Image<'_, T> {
@@ -215,7 +217,7 @@ fn interleave<T: Float>(
     jobs: [&Job; 2],
     (width, map_width): (usize, usize),
     (even, odd): (&[T], &[T]),
-    to: &mut [T],
+    to: &mut [MaybeUninit<T>],
     bias: T,
 ) {
     for row in 0..jobs[0].size[0] {
@@ -224,10 +226,10 @@ fn interleave<T: Float>(
         let even = &even[row * width..row * width + jobs[0].size[1]];
         let odd = &odd[row * width..row * width + jobs[1].size[1]];
         for (pair, (&a, &b)) in pairs.iter_mut().zip(even.iter().zip(odd)) {
-            *pair = [a + bias, b + bias];
+            *pair = [MaybeUninit::new(a + bias), MaybeUninit::new(b + bias)];
         }
         if let ([last], Some(&a)) = (rest, even.last()) {
-            *last = a + bias;
+            last.write(a + bias);
         }
     }
 }
@@ -238,7 +240,7 @@ fn copy_out<T: Float>(
     job: &Job,
     (width, map_width): (usize, usize),
     from: &[T],
-    to: &mut [T],
+    to: &mut [MaybeUninit<T>],
     (bias, residual, act): (T, Option<&[T]>, Activation),
 ) {
     // Without junk between the rows the map is one long row.
@@ -250,31 +252,31 @@ fn copy_out<T: Float>(
         if job.step[1] > 1 {
             // Input gradients: no epilogue but a bias (transposed convolution).
             for (to, &x) in to[start..].iter_mut().step_by(job.step[1]).zip(from) {
-                *to = x + bias;
+                to.write(x + bias);
             }
             continue;
         }
         let to = &mut to[start..start + cols];
         match (residual, act) {
-            (None, Activation::None) if bias == T::default() => copy_run(from, to),
+            (None, Activation::None) if bias == T::default() => copy_run(as_uninit(from), to),
             (None, Activation::None) => {
                 for (to, &x) in to.iter_mut().zip(from) {
-                    *to = x + bias;
+                    to.write(x + bias);
                 }
             }
             (None, Activation::Relu) => {
                 for (to, &x) in to.iter_mut().zip(from) {
-                    *to = relu_of(x + bias);
+                    to.write(relu_of(x + bias));
                 }
             }
             (Some(r), Activation::None) => {
                 for ((to, &x), &r) in to.iter_mut().zip(from).zip(&r[start..start + cols]) {
-                    *to = x + bias + r;
+                    to.write(x + bias + r);
                 }
             }
             (Some(r), Activation::Relu) => {
                 for ((to, &x), &r) in to.iter_mut().zip(from).zip(&r[start..start + cols]) {
-                    *to = relu_of(x + bias + r);
+                    to.write(relu_of(x + bias + r));
                 }
             }
         }
@@ -371,7 +373,7 @@ impl<T: Float> Setup<T> {
     fn run(&self, set: InstructionSet, maps: &[T], batch: usize, epilogue: Epilogue<'_, T>) -> Vec<T> {
         let image = self.groups * self.targets * self.target_size[0] * self.target_size[1];
         let source = maps.len() / batch;
-        let one = |i: usize, maps: &[T], to: &mut [T]| {
+        let one = |i: usize, maps: &[T], to: &mut [MaybeUninit<T>]| {
             let residual = epilogue.residual.map(|r| &r[i * image..(i + 1) * image]);
             let image = Image {
                 planes: &self.planes,
@@ -387,7 +389,7 @@ impl<T: Float> Setup<T> {
         };
         // SAFETY: the jobs cover the target map, and the blocks all channels: every element is written.
         unsafe {
-            filled(batch * image, |out: &mut [T]| {
+            filled(batch * image, |out| {
                 out.par_chunks_mut(image)
                     .zip(maps.par_chunks(source))
                     .enumerate()

@@ -1,5 +1,7 @@
 //! Statistics, normalisation and gradient, channel by channel.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::BatchStats;
@@ -142,7 +144,7 @@ struct Normalise<'a, T> {
     x: &'a [T],
     channels: &'a [Channel<T>],
     act: Activation,
-    to: &'a mut [T],
+    to: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Float> Kernel<T> for Normalise<'_, T> {
@@ -156,12 +158,12 @@ impl<T: Float> Kernel<T> for Normalise<'_, T> {
             match self.act {
                 Activation::None => {
                     for (to, &x) in to.iter_mut().zip(x) {
-                        *to = channel.apply(x);
+                        to.write(channel.apply(x));
                     }
                 }
                 Activation::Relu => {
                     for (to, &x) in to.iter_mut().zip(x) {
-                        *to = relu_of(channel.apply(x));
+                        to.write(relu_of(channel.apply(x)));
                     }
                 }
             }
@@ -179,7 +181,7 @@ pub(super) fn forward<T: Float>(
     let image = maps.channels * maps.run;
     // SAFETY: every element of every image is written.
     unsafe {
-        filled(x.len(), |y: &mut [T]| {
+        filled(x.len(), |y| {
             y.par_chunks_mut(image)
                 .zip(x.par_chunks(image))
                 .for_each(|(to, x)| T::dispatch(set, Normalise { maps, x, channels, act, to }));
@@ -239,7 +241,7 @@ struct InputGradient<'a, T> {
     channels: &'a [Channel<T>],
     factors: &'a [[T; 3]],
     act: Activation,
-    to: &'a mut [T],
+    to: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Float> Kernel<T> for InputGradient<'_, T> {
@@ -252,7 +254,7 @@ impl<T: Float> Kernel<T> for InputGradient<'_, T> {
         let planes = planes.zip(self.to.chunks_exact_mut(run));
         for (((x, g), to), (channel, &[a, b, c])) in planes.zip(self.channels.iter().zip(self.factors)) {
             for ((to, &x), &g) in to.iter_mut().zip(x).zip(g) {
-                *to = a * channel.masked(x, g, self.act) + (b * (x - channel.centre) + c);
+                to.write(a * channel.masked(x, g, self.act) + (b * (x - channel.centre) + c));
             }
         }
     }
@@ -274,6 +276,7 @@ pub(super) fn backward<T: Float>(
     channels: &[Channel<T>],
     (train, wanted, act): (bool, bool, Activation),
 ) -> Gradients<T> {
+    assert_eq!(x.len(), g.len(), "an input and its gradient");
     let sums: Vec<(f64, f64)> = channels
         .par_iter()
         .enumerate()
@@ -297,7 +300,7 @@ pub(super) fn backward<T: Float>(
         let factors = &factors;
         // SAFETY: every element of every image is written.
         unsafe {
-            filled(x.len(), |dx: &mut [T]| {
+            filled(x.len(), |dx| {
                 dx.par_chunks_mut(image).zip(x.par_chunks(image).zip(g.par_chunks(image))).for_each(|(to, (x, g))| {
                     T::dispatch(set, InputGradient { maps, x, g, channels, factors, act, to });
                 });
