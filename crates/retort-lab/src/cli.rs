@@ -2,7 +2,7 @@
 
 use crate::list::{What, entries, plain};
 use crate::manifest::Loaded;
-use crate::plan::{Plan, RunSpec, Selection, Splits};
+use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
 use crate::record::Record;
 use crate::runner::{Layout, Outcome, Resources, Runner};
 use crate::table::{Records, Table};
@@ -139,14 +139,17 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
         return print(out, &describe(&plan));
     }
     if let Some(folder) = &args.from {
+        if !folder.is_dir() {
+            return Err(Error::file(folder, "not a folder of records"));
+        }
         return print(out, &Table::new(&loaded, &plan, &records(folder, &plan)?)?.terminal());
     }
     let runner = args.common.runner(&splits, stop)?;
     let Outcome { records, failures } = runner.run(&plan)?;
     let table = Table::new(&loaded, &plan, &records)?;
     let folder = runner.layout.table(&plan.table, &plan.profile);
-    table.save(&folder)?;
     print(out, &table.terminal())?;
+    table.save(&folder)?;
     print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", from_here(&folder).display()))?;
     if failures.is_empty() {
         return Ok(());
@@ -179,7 +182,19 @@ fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
             splits.spec()
         )));
     }
-    let new = args.common.runner(&splits, stop)?.one(&old.spec)?;
+    if old.spec.numerics != NUMERICS {
+        let message = format!("made with numerics {}, this program computes with {NUMERICS}", old.spec.numerics);
+        return Err(Error::file(&args.record, message));
+    }
+    // A folder of its own: what is compared must have been computed here and now.
+    let mut runner = args.common.runner(&splits, stop)?;
+    let source = runner.layout.clone();
+    runner.layout = Layout::new(&args.common.out.join("rerun"));
+    runner.layout.forget(&old.id)?;
+    if let Some(teacher) = &old.spec.teacher {
+        runner.layout.borrow(&source, &teacher.id())?;
+    }
+    let new = runner.one(&old.spec)?;
     let (a, b) = (old.reproducible_lines(), new.reproducible_lines());
     if let Some(line) = (0..a.len().max(b.len())).find(|&i| a.get(i) != b.get(i)) {
         let show = |lines: &[String]| lines.get(line).cloned().unwrap_or_else(|| "nothing".into());
@@ -189,7 +204,7 @@ fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
         out,
         &format!(
             "{} agrees with {} in every bit\n",
-            Record::path(&Layout::new(&args.common.out).records(), &new.id).display(),
+            Record::path(&runner.layout.records(), &new.id).display(),
             args.record.display()
         ),
     )
@@ -198,7 +213,8 @@ fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
 fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &Common) -> Result<(Plan, Splits)> {
     let (name, profile) = loaded.profile(profile)?;
     let data = &profile.data;
-    let splits = Splits::load(data.name.as_ref(), data.train, data.test, common.data.as_deref())?;
+    let count = |n: &Option<toml::Spanned<usize>>| n.as_ref().map(|n| *n.as_ref());
+    let splits = Splits::load(data.name.as_ref(), count(&data.train), count(&data.test), common.data.as_deref())?;
     Ok((Plan::new(loaded, name, &splits, selection)?, splits))
 }
 
@@ -235,6 +251,9 @@ fn print(out: &mut dyn Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).map_err(|e| Error::Failed(format!("cannot write the output: {e}")))
 }
 
+/// More threads than any machine has cores; a larger number is a slip that would only exhaust the system.
+const MAX_THREADS: usize = 1024;
+
 impl Common {
     fn runner<'a>(&self, splits: &'a Splits, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let mut resources = Resources::default();
@@ -244,8 +263,11 @@ impl Common {
         if let Some(jobs) = self.jobs {
             resources.jobs = jobs;
         }
-        if resources.jobs == 0 || resources.threads == 0 {
-            return Err(Error::Request("`--jobs` and `--threads` must be at least 1, found 0".into()));
+        if !(1..=MAX_THREADS).contains(&resources.jobs) || !(1..=MAX_THREADS).contains(&resources.threads) {
+            let Resources { jobs, threads } = resources;
+            let message =
+                format!("`--jobs` and `--threads` must be in 1 ..= {MAX_THREADS}, found {jobs} and {threads}");
+            return Err(Error::Request(message));
         }
         Ok(Runner { layout: Layout::new(&self.out), splits, resources, stop })
     }

@@ -1,5 +1,7 @@
 //! What an experiment is: the typed form of `experiments/*.toml`.
 
+use crate::plan::MAX_SEEDS;
+use crate::published::Published;
 use crate::source::{Source, suggestion};
 use crate::{Error, Result};
 use retort_datasets::TransformConfig;
@@ -9,6 +11,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
+
+/// The id of the teacher's row in every table.
+pub(crate) const TEACHER: &str = "teacher";
 
 /// One benchmark table.
 #[derive(Clone, Debug, Deserialize)]
@@ -35,17 +40,23 @@ pub struct Manifest {
 #[serde(deny_unknown_fields)]
 pub struct PublishedConfig {
     /// JSON file, relative to the manifest.
-    pub file: PathBuf,
+    pub file: Spanned<PathBuf>,
     /// Name of the data set.
-    pub data: String,
+    pub data: Spanned<String>,
     /// Training images.
     pub train: usize,
-    /// Epochs of the student.
-    pub epochs: usize,
+    /// Test images.
+    pub test: usize,
     /// Batch size.
     pub batch_size: usize,
-    /// Base learning rate of the student.
-    pub lr: f64,
+    /// Augmentation of training images.
+    pub augmentation: Vec<TransformConfig>,
+    /// Epochs of teacher and student.
+    pub epochs: usize,
+    /// Optimiser of teacher and student.
+    pub optimizer: OptimizerConfig,
+    /// Schedule of teacher and student.
+    pub schedule: ScheduleConfig,
 }
 
 /// One row.
@@ -59,7 +70,7 @@ pub struct MethodConfig {
     /// Weighted terms.
     pub losses: Vec<Spanned<LossConfig>>,
     /// Name of the row in the published file.
-    pub published: Option<String>,
+    pub published: Option<Spanned<String>>,
 }
 
 /// A scale: data, pairs, recipe.
@@ -71,13 +82,13 @@ pub struct Profile {
     /// Which images.
     pub data: DataConfig,
     /// Teacher and student architectures.
-    pub pairs: Vec<Pair>,
+    pub pairs: Spanned<Vec<Pair>>,
     /// Number of seeds, counted from 1.
-    pub seeds: u64,
+    pub seeds: Spanned<u64>,
     /// Images in a training batch.
-    pub batch_size: usize,
+    pub batch_size: Spanned<usize>,
     /// Augmentation of training images.
-    pub augmentation: Vec<TransformConfig>,
+    pub augmentation: Vec<Spanned<TransformConfig>>,
     /// How the teacher is trained.
     pub teacher: Recipe,
     /// How every student is trained.
@@ -94,9 +105,9 @@ pub struct DataConfig {
     /// Name in the registry.
     pub name: Spanned<String>,
     /// Class-balanced number of training images; all where absent.
-    pub train: Option<usize>,
+    pub train: Option<Spanned<usize>>,
     /// Class-balanced number of test images; all where absent.
-    pub test: Option<usize>,
+    pub test: Option<Spanned<usize>>,
 }
 
 /// Teacher and student.
@@ -133,6 +144,7 @@ pub struct Loaded {
     pub name: String,
     /// The manifest.
     pub manifest: Manifest,
+    pub(crate) published: Option<Published>,
     pub(crate) source: Source,
 }
 
@@ -160,8 +172,9 @@ impl Loaded {
         let source = Source::read(path)?;
         let manifest = source.parse()?;
         let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-        let loaded = Self { name, manifest, source };
+        let mut loaded = Self { name, manifest, published: None, source };
         loaded.check()?;
+        loaded.published = loaded.read_published()?;
         Ok(loaded)
     }
 
@@ -193,10 +206,10 @@ impl Loaded {
                 return Err(self.source.error(method.id.span(), format!("method `{id}` occurs twice")));
             }
             seen.push(id);
-            if method.losses.is_empty() {
-                return Err(self.source.error(method.id.span(), format!("method `{id}` needs at least one loss")));
+            if id == TEACHER {
+                return Err(self.source.error(method.id.span(), format!("`{id}` is the teacher's own row")));
             }
-            self.check_losses(&method.losses)?;
+            self.check_losses(&method.id, &method.losses)?;
         }
         self.check_method(&manifest.baseline)?;
         if !manifest.profiles.contains_key(manifest.default_profile.as_ref()) {
@@ -207,13 +220,36 @@ impl Loaded {
         manifest.profiles.values().try_for_each(|profile| self.check_profile(profile))
     }
 
+    /// The published table, with every row that the manifest names.
+    fn read_published(&self) -> Result<Option<Published>> {
+        let Some(config) = &self.manifest.published else { return Ok(None) };
+        retort_datasets::info(config.data.as_ref()).map_err(|e| self.source.error(config.data.span(), e))?;
+        let folder = self.source.path.parent().unwrap_or(Path::new(""));
+        let read = Published::read(&folder.join(config.file.as_ref()));
+        let published = read.map_err(|e| self.source.error(config.file.span(), e))?;
+        for name in self.manifest.methods.iter().filter_map(|method| method.published.as_ref()) {
+            let known = published.methods();
+            if !known.contains(&name.as_ref().as_str()) {
+                let hint = suggestion(name.as_ref(), known.iter().copied());
+                let message = format!("no published row is called `{}`{hint}", name.as_ref());
+                return Err(self.source.error(name.span(), message));
+            }
+        }
+        Ok(Some(published))
+    }
+
     fn check_profile(&self, profile: &Profile) -> Result<()> {
-        let data = &profile.data.name;
-        retort_datasets::info(data.as_ref()).map_err(|e| self.source.error(data.span(), e))?;
-        if profile.seeds == 0 || profile.pairs.is_empty() || profile.batch_size == 0 {
-            return Err(self
-                .source
-                .error(data.span(), "a profile needs at least one seed, one pair and a batch size of 1"));
+        self.check_data(profile)?;
+        let seeds = *profile.seeds.as_ref();
+        if !(1..=MAX_SEEDS).contains(&seeds) {
+            let message = format!("`seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}");
+            return Err(self.source.error(profile.seeds.span(), message));
+        }
+        if *profile.batch_size.as_ref() == 0 {
+            return Err(self.source.error(profile.batch_size.span(), "`batch_size` must be at least 1, found 0"));
+        }
+        if profile.pairs.as_ref().is_empty() {
+            return Err(self.source.error(profile.pairs.span(), "`pairs` needs at least one pair, found none"));
         }
         for recipe in [&profile.teacher, &profile.student] {
             if *recipe.epochs.as_ref() == 0 || recipe.evaluate_every == Some(0) {
@@ -224,20 +260,41 @@ impl Loaded {
             recipe.optimizer.as_ref().validate().map_err(|e| self.point(recipe.optimizer.span(), &e))?;
             recipe.schedule.as_ref().validate().map_err(|e| self.point(recipe.schedule.span(), &e))?;
         }
-        for pair in &profile.pairs {
+        for pair in profile.pairs.as_ref() {
             for model in [&pair.teacher, &pair.student] {
                 retort_models::info(model.as_ref()).map_err(|e| self.source.error(model.span(), e))?;
             }
         }
-        let overrides = profile.overrides.iter().chain(profile.pairs.iter().flat_map(|pair| &pair.overrides));
+        let overrides = profile.overrides.iter().chain(profile.pairs.as_ref().iter().flat_map(|pair| &pair.overrides));
         for (method, losses) in overrides {
             self.check_method(method)?;
-            self.check_losses(losses)?;
+            self.check_losses(method, losses)?;
         }
         Ok(())
     }
 
-    fn check_losses(&self, losses: &[Spanned<LossConfig>]) -> Result<()> {
+    /// The data set's name, the numbers of images, and the augmentation for images of its size.
+    fn check_data(&self, profile: &Profile) -> Result<()> {
+        let data = &profile.data;
+        let info = retort_datasets::info(data.name.as_ref()).map_err(|e| self.source.error(data.name.span(), e))?;
+        for (name, wanted, there) in [("train", &data.train, info.train), ("test", &data.test, info.test)] {
+            let Some(wanted) = wanted else { continue };
+            let n = *wanted.as_ref();
+            if n == 0 || n > there || !n.is_multiple_of(info.classes) {
+                let message =
+                    format!("`{name}` must be a multiple of the {} classes in 1 ..= {there}, found {n}", info.classes);
+                return Err(self.source.error(wanted.span(), message));
+            }
+        }
+        let check = |t: &Spanned<TransformConfig>| t.as_ref().check(info.shape).map_err(|e| self.point(t.span(), &e));
+        profile.augmentation.iter().try_for_each(check)
+    }
+
+    fn check_losses(&self, method: &Spanned<String>, losses: &[Spanned<LossConfig>]) -> Result<()> {
+        if losses.is_empty() {
+            let message = format!("method `{}` needs at least one loss", method.as_ref());
+            return Err(self.source.error(method.span(), message));
+        }
         losses.iter().try_for_each(|loss| loss.as_ref().validate().map_err(|e| self.point(loss.span(), &e)))
     }
 

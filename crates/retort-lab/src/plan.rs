@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// so that finished runs of an older state are not taken for new ones.
 pub const NUMERICS: u32 = 1;
 
+/// More seeds than any table has; a larger number is a slip.
+pub(crate) const MAX_SEEDS: u64 = 10_000;
+
 /// Everything that decides the numbers of a run, its teacher included: enough to run it again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,6 +93,9 @@ impl Splits {
     /// A missing or broken file, or fewer rows than asked for.
     pub fn load(name: &str, train: Option<usize>, test: Option<usize>, folder: Option<&Path>) -> Result<Self> {
         let embedded = retort_datasets::info(name).map_err(Error::request)?.embedded;
+        if let Some(missing) = folder.filter(|folder| !folder.is_dir()) {
+            return Err(Error::file(missing, "`--data` must be a folder"));
+        }
         let folder: Option<PathBuf> = folder.filter(|_| !embedded).map(|folder| {
             let named = folder.join(name);
             if named.is_dir() { named } else { folder.to_path_buf() }
@@ -162,13 +168,13 @@ impl Plan {
                 return Err(Error::Request(format!("unknown method `{id}`{}", suggestion(id, loaded.method_ids()))));
             }
         }
-        let seeds = selection.seeds.unwrap_or(profile.seeds);
-        if seeds == 0 {
-            return Err(Error::Request("`--seeds` must be at least 1, found 0".into()));
+        let seeds = selection.seeds.unwrap_or(*profile.seeds.as_ref());
+        if !(1..=MAX_SEEDS).contains(&seeds) {
+            return Err(Error::Request(format!("`--seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}")));
         }
         let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
         let baseline = loaded.manifest.baseline.as_ref();
-        for (index, pair) in profile.pairs.iter().enumerate() {
+        for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let teacher = teacher_spec(profile, pair, splits);
             for seed in 1..=seeds {
                 for method in &loaded.manifest.methods {
@@ -232,8 +238,8 @@ fn spec(
         losses,
         teacher: teacher.map(Box::new),
         data: splits.spec(),
-        augmentation: profile.augmentation.clone(),
-        batch_size: profile.batch_size,
+        augmentation: profile.augmentation.iter().map(|t| t.as_ref().clone()).collect(),
+        batch_size: *profile.batch_size.as_ref(),
         epochs,
         evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
         optimizer: recipe.optimizer.as_ref().clone(),

@@ -4,6 +4,8 @@ use crate::manifest::{Loaded, Profile};
 use crate::plan::DataSpec;
 use crate::{Error, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// One published table.
 #[derive(Clone, Debug, Deserialize)]
@@ -23,6 +25,7 @@ struct Row {
     teacher: String,
     student: String,
     value: Option<f64>,
+    source: String,
 }
 
 /// What the published column says for a cell.
@@ -37,17 +40,38 @@ pub enum Cell {
 }
 
 impl Published {
-    /// The table that the manifest names, if it names one.
+    /// Reads one published table.
     ///
     /// # Errors
     ///
     /// A file that is missing or not of the expected form.
-    pub fn of(loaded: &Loaded) -> Result<Option<Self>> {
-        let Some(config) = &loaded.manifest.published else { return Ok(None) };
-        let path =
-            loaded.source.path.parent().map(|folder| folder.join(&config.file)).unwrap_or_else(|| config.file.clone());
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot read: {e}")))?;
-        serde_json::from_str(&text).map(Some).map_err(|e| Error::file(&path, e))
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(path, e))
+    }
+
+    /// Names of the rows, sorted.
+    #[must_use]
+    pub fn methods(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.rows.iter().map(|row| row.method.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Where the figures come from, with the rows of each source.
+    #[must_use]
+    pub fn sources(&self) -> String {
+        let mut by_source: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for row in &self.rows {
+            let methods = by_source.entry(&row.source).or_default();
+            if !methods.contains(&row.method.as_str()) {
+                methods.push(&row.method);
+            }
+        }
+        let list: Vec<String> =
+            by_source.iter().map(|(source, methods)| format!("{} ({source})", methods.join(", "))).collect();
+        list.join("; ")
     }
 
     /// The cell of a method (under its published name) and a pair.
@@ -65,15 +89,20 @@ impl Published {
     }
 }
 
-/// Whether a profile trains as the published numbers were made.
+/// Whether a profile trains teachers and students as the published ones were.
 #[must_use]
 pub fn same_protocol(loaded: &Loaded, profile: &Profile, data: &DataSpec) -> bool {
     loaded.manifest.published.as_ref().is_some_and(|published| {
-        let recipe = &profile.student;
-        data.name == published.data
-            && data.train == published.train
-            && *recipe.epochs.as_ref() == published.epochs
-            && profile.batch_size == published.batch_size
-            && recipe.schedule.as_ref().lr == published.lr
+        let augmentation = profile.augmentation.iter().map(toml::Spanned::as_ref);
+        let same_data =
+            &data.name == published.data.as_ref() && data.train == published.train && data.test == published.test;
+        same_data
+            && *profile.batch_size.as_ref() == published.batch_size
+            && augmentation.eq(&published.augmentation)
+            && [&profile.teacher, &profile.student].into_iter().all(|recipe| {
+                *recipe.epochs.as_ref() == published.epochs
+                    && recipe.optimizer.as_ref() == &published.optimizer
+                    && recipe.schedule.as_ref() == &published.schedule
+            })
     })
 }

@@ -133,7 +133,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// File and line of the first mistake; an id that does not belong to the specification.
+    /// File and line of the first mistake; an id that does not belong to the specification or to the file's name.
     pub fn load(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
         let (mut run, mut epochs, mut result, mut machine) = (None, Vec::new(), None, None);
@@ -154,6 +154,9 @@ impl Record {
                 path,
                 format!("id {id} does not belong to its specification, which has {}", spec.id()),
             ));
+        }
+        if path.file_stem().is_none_or(|stem| stem.to_string_lossy() != id) {
+            return Err(Error::file(path, format!("holds the run {id}, so it must be called {id}.jsonl")));
         }
         Ok(Self { id, spec, version, epochs, result, machine })
     }

@@ -60,6 +60,33 @@ impl Layout {
         self.root.join("tables").join(format!("{table}-{profile}"))
     }
 
+    /// Removes what a run has left, so that it is run again.
+    pub(crate) fn forget(&self, id: &str) -> Result<()> {
+        for path in [Record::path(&self.records(), id), self.weights(id), self.checkpoint(id)] {
+            if path.exists() {
+                std::fs::remove_file(&path).map_err(|e| Error::file(&path, format!("cannot remove: {e}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a finished run from another layout, if it is finished there and not here.
+    pub(crate) fn borrow(&self, other: &Self, id: &str) -> Result<()> {
+        if self.finished(id)?.is_some() || other.finished(id)?.is_none() {
+            return Ok(());
+        }
+        // Weights before the record: a record says that the run is finished.
+        let pairs = [
+            (other.weights(id), self.weights(id)),
+            (Record::path(&other.records(), id), Record::path(&self.records(), id)),
+        ];
+        for (from, to) in pairs {
+            let bytes = std::fs::read(&from).map_err(|e| Error::file(&from, format!("cannot read: {e}")))?;
+            retort_nn::write_atomically(&to, &bytes)?;
+        }
+        Ok(())
+    }
+
     /// The record and weights of a finished run, if both are there.
     fn finished(&self, id: &str) -> Result<Option<Record>> {
         let path = Record::path(&self.records(), id);

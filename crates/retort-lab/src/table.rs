@@ -1,6 +1,6 @@
 //! The table: from records to terminal, Markdown, CSV and LaTeX.
 
-use crate::manifest::{Loaded, Profile};
+use crate::manifest::{Loaded, Profile, TEACHER};
 use crate::plan::{Plan, PlannedRun};
 use crate::published::{Cell, Published, same_protocol};
 use crate::record::Record;
@@ -66,20 +66,23 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// A published file that cannot be read.
+    /// A profile that the manifest does not have.
     pub fn new(loaded: &Loaded, plan: &Plan, records: &Records) -> Result<Self> {
         let (_, profile) = loaded.profile(Some(&plan.profile))?;
-        let published = Published::of(loaded)?;
+        let published = loaded.published.as_ref();
         let data = &plan.teachers[0].data;
-        let cell = |method: Option<&str>, teacher: &str, student: &str| {
-            let same = same_protocol(loaded, profile, data);
-            published.as_ref().map_or(Cell::None, |p| p.cell(method, teacher, student, same))
+        let same = same_protocol(loaded, profile, data);
+        // A row whose losses the profile replaces is not the published one either.
+        let cell = |method: Option<&str>, teacher: &str, student: &str, replaced: bool| {
+            published.map_or(Cell::None, |p| p.cell(method, teacher, student, same && !replaced))
         };
         let mut sections = Vec::new();
-        for (index, pair) in profile.pairs.iter().enumerate() {
+        for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
-            let mut rows =
-                vec![teacher_row(records.get(&plan.teachers[index].id()), cell(Some("teacher"), teacher, student))];
+            let mut rows = vec![teacher_row(
+                records.get(&plan.teachers[index].id()),
+                cell(Some(TEACHER), teacher, student, false),
+            )];
             let runs =
                 |id: &str| plan.runs.iter().filter(|run| run.pair == index && run.method == id).collect::<Vec<_>>();
             let baseline = accuracies(&runs(loaded.manifest.baseline.as_ref()), records);
@@ -89,8 +92,11 @@ impl Table {
                 if runs.is_empty() {
                     continue;
                 }
-                let mut row =
-                    method_row(id, &method.label, &runs, records, cell(method.published.as_deref(), teacher, student));
+                let replaced =
+                    [&profile.overrides, &pair.overrides].iter().any(|o| o.keys().any(|key| key.as_ref() == id));
+                let published = method.published.as_ref().map(|name| name.as_ref().as_str());
+                let cell = cell(published, teacher, student, replaced);
+                let mut row = method_row(id, &method.label, &runs, records, cell);
                 if id != loaded.manifest.baseline.as_ref() {
                     row.difference = Sample::of(&paired(&accuracies(&runs, records), &baseline));
                 }
@@ -99,7 +105,7 @@ impl Table {
             sections.push(Section { teacher: teacher.clone(), student: student.clone(), rows });
         }
         let title = format!("{} [profile {}]", loaded.manifest.title, plan.profile);
-        Ok(Self { title, notes: notes(loaded, plan, profile, records, published.as_ref()), sections })
+        Ok(Self { title, notes: notes(loaded, plan, profile, records, published), sections })
     }
 
     /// For a terminal.
@@ -214,7 +220,7 @@ impl Row {
     fn cells(&self) -> [String; HEADINGS.len()] {
         let (finished, planned) = self.finished;
         let seeds =
-            if finished == planned { finished.to_string() } else { format!("{finished} of {planned}, rest failed") };
+            if finished == planned { finished.to_string() } else { format!("{finished} of {planned} finished") };
         let difference = self.difference.map_or("-".into(), |d| {
             let note = if d.exceeds_spread() { "" } else { " (within spread)" };
             format!("{:+.2}{}{note}", d.mean, d.std.map(|s| format!(" ± {s:.2}")).unwrap_or_default())
@@ -295,8 +301,8 @@ fn method_row(id: &str, label: &str, runs: &[&PlannedRun], records: &Records, pu
 fn teacher_row(record: Option<&Record>, published: Cell) -> Row {
     let over = |f: &dyn Fn(&Record) -> f64| record.and_then(|r| Sample::of(&[f(r)]));
     Row {
-        id: "teacher".into(),
-        label: "teacher".into(),
+        id: TEACHER.into(),
+        label: TEACHER.into(),
         finished: (usize::from(record.is_some()), 1),
         accuracy: over(&|r| 100.0 * r.result.accuracy),
         difference: None,
@@ -319,7 +325,7 @@ fn notes(
         profile.about.clone(),
         format!(
             "Data: {} ({} training, {} test images); teacher {} epochs, students {} epochs, batch {}.",
-            data.name, data.train, data.test, profile.teacher.epochs.as_ref(), profile.student.epochs.as_ref(), profile.batch_size
+            data.name, data.train, data.test, profile.teacher.epochs.as_ref(), profile.student.epochs.as_ref(), profile.batch_size.as_ref()
         ),
         "Accuracy, agreement and KL are those of the last epoch on the test images: mean ± sample standard deviation over seeds.".into(),
         format!(
@@ -340,13 +346,15 @@ fn notes(
         "The spread over seeds does not show the choice of test images: with {} of them an accuracy of 80 % has a standard error of {error:.1} points.",
         data.test
     ));
-    notes.push(format!(
-        "s/epoch: wall-clock seconds of a training epoch, evaluation not counted; measured with {}.",
-        machines.join(" or ")
-    ));
+    if !machines.is_empty() {
+        notes.push(format!(
+            "s/epoch: wall-clock seconds of a training epoch, evaluation not counted; measured with {}.",
+            machines.join(" or ")
+        ));
+    }
     notes.push(match published {
         Some(p) if same_protocol(loaded, profile, data) => {
-            format!("Published: {}, {}, {}.", p.paper, p.table, p.dataset)
+            format!("Published: {}, {}, {}; {}.", p.paper, p.table, p.dataset, p.sources())
         }
         Some(p) => {
             format!("Published numbers ({}, {}) belong to another protocol and are not shown.", p.paper, p.dataset)

@@ -147,7 +147,7 @@ macro_rules! methods {
             ///
             /// The first field that is out of range: method, field, found value, expected range.
             pub fn validate(&self) -> Result<()> {
-                check::non_negative(self.id(), "weight", self.weight())?;
+                check::positive(self.id(), "weight", self.weight())?;
                 match self { $(Self::$variant(c) => c.validate(),)* }
             }
 
@@ -219,15 +219,27 @@ pub(crate) mod check {
         range(x.is_finite() && x >= 0.0, method, field, "a finite number >= 0", x)
     }
 
-    pub(crate) fn at_least_one(method: &'static str, field: &'static str, x: f64) -> Result<()> {
-        range(x.is_finite() && x >= 1.0, method, field, "a finite number >= 1", x)
-    }
-
     pub(crate) fn unit(method: &'static str, field: &'static str, x: f64) -> Result<()> {
         range((0.0..=1.0).contains(&x), method, field, "a number in 0 ..= 1", x)
     }
 
+    /// Beyond this range the squared temperature eats the digits of f32.
+    pub(crate) fn temperature(method: &'static str, x: f64) -> Result<()> {
+        range((1e-3..=1e3).contains(&x), method, "temperature", "a number in 0.001 ..= 1000", x)
+    }
+
+    /// An exponent of activations; larger ones overflow f32 at once.
+    pub(crate) fn exponent(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range((1.0..=16.0).contains(&x), method, field, "a number in 1 ..= 16", x)
+    }
+
+    /// A number of things that are allocated one by one.
     pub(crate) fn count(method: &'static str, field: &'static str, x: usize) -> Result<()> {
-        range(x >= 1, method, field, "a whole number >= 1", x)
+        range((1..=1 << 20).contains(&x), method, field, "a whole number in 1 ..= 1048576", x)
+    }
+
+    /// A width of an embedding.
+    pub(crate) fn width(method: &'static str, field: &'static str, x: usize) -> Result<()> {
+        range((1..=1 << 16).contains(&x), method, field, "a whole number in 1 ..= 65536", x)
     }
 }

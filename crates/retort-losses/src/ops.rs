@@ -45,6 +45,7 @@ pub(crate) fn total(terms: &[Tensor]) -> Result<Tensor> {
 
 /// `[B, ..]` to `[B, N]`; an error for an empty batch or empty rows.
 pub(crate) fn flatten(method: &'static str, what: &str, x: &Tensor) -> Result<Tensor> {
+    float(method, what, x)?;
     if x.rank() == 0 || x.elem_count() == 0 {
         return Err(Error::Shape {
             method,
@@ -67,6 +68,23 @@ pub(crate) fn rows(method: &'static str, student: &Tensor, teacher: &Tensor) -> 
     Ok((s, t))
 }
 
+/// Refuses integers, for which candle panics or returns nonsense.
+fn float(method: &'static str, what: &str, x: &Tensor) -> Result<()> {
+    if x.dtype().is_float() {
+        return Ok(());
+    }
+    let message = format!("{what}: expected a floating-point tensor, found {:?}", x.dtype());
+    Err(Error::Undefined { method, message })
+}
+
+fn same_type(method: &'static str, student: &Tensor, teacher: &Tensor) -> Result<()> {
+    if student.dtype() == teacher.dtype() {
+        return Ok(());
+    }
+    let message = format!("student is {:?} but teacher is {:?}", student.dtype(), teacher.dtype());
+    Err(Error::Undefined { method, message })
+}
+
 /// An [`Error::Mismatch`].
 pub(crate) fn mismatch(method: &'static str, what: impl Into<String>, student: &Tensor, teacher: &Tensor) -> Error {
     Error::Mismatch { method, what: what.into(), student: student.dims().to_vec(), teacher: teacher.dims().to_vec() }
@@ -74,6 +92,7 @@ pub(crate) fn mismatch(method: &'static str, what: impl Into<String>, student: &
 
 /// Checks that logits are `[B, C]` with at least one sample and one class.
 pub(crate) fn logits(method: &'static str, what: &str, x: &Tensor) -> Result<(usize, usize)> {
+    float(method, what, x)?;
     match *x.dims() {
         [b, c] if b * c > 0 => Ok((b, c)),
         _ => Err(Error::Shape {
@@ -91,6 +110,7 @@ pub(crate) fn logit_pair(method: &'static str, student: &Tensor, teacher: &Tenso
     if student.dims() != teacher.dims() {
         return Err(mismatch(method, "logits must have one shape", student, teacher));
     }
+    same_type(method, student, teacher)?;
     Ok((b, c, teacher.detach()))
 }
 
@@ -123,6 +143,8 @@ pub(crate) fn pick(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
 
 /// Checks a pair of feature maps of one stage: `[B, C, H, W]`, non-empty, one batch size.
 pub(crate) fn check_maps(method: &'static str, stage: usize, student: &Tensor, teacher: &Tensor) -> Result<()> {
+    float(method, "student maps", student)?;
+    same_type(method, student, teacher)?;
     let fits = student.rank() == 4
         && teacher.rank() == 4
         && student.elem_count() > 0

@@ -206,26 +206,59 @@ impl Optimizer {
     ///
     /// # Errors
     ///
-    /// A missing entry, or one of another shape.
+    /// A missing or unknown entry, or one of another shape; nothing is changed then.
     pub fn load_state(&mut self, state: &Tensors) -> Result<()> {
-        for slot in &mut self.slots {
-            let steps_name = format!("{}.steps", slot.name);
-            let steps = state
-                .get(&steps_name)
-                .ok_or_else(|| Error::invalid("optimizer state", format!("`{steps_name}` is missing")))?;
-            slot.steps = steps.to_vec1::<i64>()?.first().copied().unwrap_or(0) as u64;
-            slot.first = moment(state, &slot.name, "first", &slot.var)?;
-            slot.second = moment(state, &slot.name, "second", &slot.var)?;
+        let mut known = Vec::new();
+        let mut restored = Vec::new();
+        for slot in &self.slots {
+            let entry = |suffix: &str| format!("{}.{suffix}", slot.name);
+            known.extend(["first", "second", "steps"].map(entry));
+            let steps = steps_of(state, &entry("steps"))?;
+            let (first, second) =
+                (moment(state, &entry("first"), &slot.var)?, moment(state, &entry("second"), &slot.var)?);
+            let (needs_first, needs_second) = match self.config {
+                OptimizerConfig::Sgd { momentum, .. } => (momentum != 0.0, false),
+                OptimizerConfig::AdamW { .. } => (true, true),
+            };
+            for (suffix, needed, found) in [("first", needs_first, &first), ("second", needs_second, &second)] {
+                if steps > 0 && needed && found.is_none() {
+                    return Err(missing(&entry(suffix)));
+                }
+            }
+            restored.push((first, second, steps));
+        }
+        if let Some(name) = state.keys().find(|name| !known.contains(name)) {
+            return Err(Error::invalid(
+                "optimizer state",
+                format!("`{name}` belongs to no parameter of this optimizer"),
+            ));
+        }
+        for (slot, (first, second, steps)) in self.slots.iter_mut().zip(restored) {
+            (slot.first, slot.second, slot.steps) = (first, second, steps);
         }
         Ok(())
     }
 }
 
-fn moment(state: &Tensors, name: &str, suffix: &str, var: &Var) -> Result<Option<Tensor>> {
-    let Some(tensor) = state.get(&format!("{name}.{suffix}")) else { return Ok(None) };
+fn missing(name: &str) -> Error {
+    Error::invalid("optimizer state", format!("`{name}` is missing"))
+}
+
+fn steps_of(state: &Tensors, name: &str) -> Result<u64> {
+    let tensor = state.get(name).ok_or_else(|| missing(name))?;
+    let count = tensor
+        .to_vec1::<i64>()
+        .ok()
+        .filter(|values| values.len() == 1)
+        .and_then(|values| u64::try_from(values[0]).ok());
+    count.ok_or_else(|| Error::invalid("optimizer state", format!("`{name}` must be one i64 >= 0, found {tensor}")))
+}
+
+fn moment(state: &Tensors, name: &str, var: &Var) -> Result<Option<Tensor>> {
+    let Some(tensor) = state.get(name) else { return Ok(None) };
     if tensor.dims() != var.dims() {
         return Err(Error::Shape {
-            name: format!("{name}.{suffix}"),
+            name: name.to_string(),
             expected: var.dims().to_vec(),
             found: tensor.dims().to_vec(),
         });
@@ -444,6 +477,21 @@ mod tests {
         let mut state = opt.state().unwrap();
         state.insert("w.first".into(), Tensor::zeros(3, DType::F64, &Device::Cpu).unwrap());
         assert!(matches!(opt.load_state(&state), Err(Error::Shape { .. })));
+        let with = |name: &str, tensor: Tensor| {
+            let mut state = Tensors::from([("w.steps".to_string(), Tensor::new(&[3i64], &Device::Cpu).unwrap())]);
+            state.insert(name.into(), tensor);
+            state
+        };
+        let one = Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap();
+        assert!(
+            opt.load_state(&with("w.second", one.clone())).unwrap_err().to_string().contains("`w.first` is missing")
+        );
+        let mut state = with("w.first", one.clone());
+        state.insert("v.first".into(), one.clone());
+        assert!(opt.load_state(&state).unwrap_err().to_string().contains("`v.first`"));
+        state.remove("v.first");
+        state.insert("w.steps".into(), Tensor::new(&[-5i64, 3], &Device::Cpu).unwrap());
+        assert!(opt.load_state(&state).unwrap_err().to_string().contains("`w.steps`"));
     }
 
     #[test]

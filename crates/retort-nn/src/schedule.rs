@@ -71,7 +71,10 @@ impl ScheduleConfig {
                         format!("`milestones` must increase, found {milestones:?}"),
                     ));
                 }
-                positive("gamma", *gamma)
+                if !(*gamma > 0.0 && *gamma <= 1.0) {
+                    return Err(Error::invalid("schedule", format!("`gamma` must lie in (0, 1], found {gamma}")));
+                }
+                Ok(())
             }
             Decay::Cosine { floor } if !(floor.is_finite() && (0.0..=self.lr).contains(floor)) => {
                 Err(Error::invalid("schedule", format!("`floor` must lie in 0..=lr, found {floor}")))
@@ -83,7 +86,7 @@ impl ScheduleConfig {
     /// The rate at `step` (counted from 0) of a run of `epochs` epochs with `steps_per_epoch` steps each.
     #[must_use]
     pub fn rate(&self, step: usize, steps_per_epoch: usize, epochs: usize) -> f64 {
-        let warmup = self.warmup_epochs * steps_per_epoch;
+        let warmup = self.warmup_epochs.saturating_mul(steps_per_epoch);
         if step < warmup {
             return self.lr * (step + 1) as f64 / warmup as f64;
         }
@@ -95,7 +98,7 @@ impl ScheduleConfig {
                 self.lr * gamma.powi(passed as i32)
             }
             Decay::Cosine { floor } => {
-                let total = (epochs * steps_per_epoch).saturating_sub(warmup).max(1);
+                let total = epochs.saturating_mul(steps_per_epoch).saturating_sub(warmup).max(1);
                 let progress = ((step - warmup) as f64 / total as f64).min(1.0);
                 floor + (self.lr - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
             }
@@ -128,6 +131,10 @@ mod tests {
         let bad = |s: ScheduleConfig, field: &str| assert!(s.validate().unwrap_err().to_string().contains(field));
         bad(ScheduleConfig { lr: -0.1, warmup_epochs: 0, decay: Decay::Constant }, "`lr`");
         bad(ScheduleConfig { lr: 0.1, warmup_epochs: 0, decay: Decay::Cosine { floor: 0.2 } }, "`floor`");
+        let growing = Decay::MultiStep { milestones: vec![3], gamma: 2.0 };
+        bad(ScheduleConfig { lr: 0.1, warmup_epochs: 0, decay: growing }, "`gamma`");
+        let endless = ScheduleConfig { lr: 0.1, warmup_epochs: usize::MAX, decay: Decay::Constant };
+        assert!(endless.rate(5, 100, 10) < 1e-12);
         bad(
             ScheduleConfig {
                 lr: 0.1,

@@ -78,9 +78,50 @@ fn numbers_out_of_range() {
     );
     typo("lr = 0.05", "lr = 0.0", &["tiny.toml:", "`lr`"]);
     typo("epochs = 2", "epochs = 0", &["tiny.toml:", "at least 1"]);
-    typo("train = 60", "train = 61", &["61"]);
-    typo("train = 60", "train = 60000", &["60000"]);
-    typo("padding = 1", "padding = 9", &["padding"]);
+    let line = line_of("train = 60");
+    for count in ["0", "61", "60000"] {
+        typo("train = 60", &format!("train = {count}"), &[&format!("tiny.toml:{line}:"), "`train`", count]);
+    }
+    let line = line_of("padding = 1");
+    typo("padding = 1", "padding = 9", &[&format!("tiny.toml:{line}:"), "padding", "9"]);
+    let line = line_of("batch_size");
+    typo("batch_size = 20", "batch_size = 0", &[&format!("tiny.toml:{line}:"), "`batch_size`", "found 0"]);
+    typo("seeds = 2", "seeds = 0", &["tiny.toml:", "`seeds`", "found 0"]);
+    typo("gamma = 0.1", "gamma = 2.0", &["tiny.toml:", "`gamma`", "found 2"]);
+    typo("dim = 16", "dim = 1000000000000", &["tiny.toml:", "`dim`", "1000000000000"]);
+    typo("negatives = 8", "negatives = 4000000000", &["tiny.toml:", "`negatives`"]);
+    typo("temperature = 4.0", "weight = 0.0", &["tiny.toml:", "`weight`"]);
+}
+
+#[test]
+fn lists_and_names_that_mean_nothing() {
+    typo(
+        r#"[profiles.quick.teacher]"#,
+        "overrides = { \"crd+kd\" = [] }\n[profiles.quick.teacher]",
+        &["tiny.toml:", "at least one loss"],
+    );
+    typo(
+        r#"[profiles.quick.teacher]"#,
+        "overrides = { \"crd+kdd\" = [] }\n[profiles.quick.teacher]",
+        &["did you mean `crd+kd`"],
+    );
+    typo(r#"id = "crd+kd""#, r#"id = "ce""#, &["tiny.toml:13:", "occurs twice"]);
+    typo(r#"id = "crd+kd""#, r#"id = "teacher""#, &["tiny.toml:13:", "`teacher`"]);
+    let published = super::PUBLISHED.replace("published.json", "nowhere.json");
+    let lab = Lab::with(&format!("{TINY}{published}"));
+    let text = lab.refused(&["reproduce", "tiny"]);
+    assert!(text.contains("tiny.toml:") && text.contains("nowhere.json"), "{text}");
+}
+
+#[test]
+fn a_truncated_checkpoint_is_the_requests_fault() {
+    let lab = Lab::new();
+    let plan = lab.ok(&["reproduce", "tiny", "--plan"]);
+    let id = plan.split_whitespace().next().unwrap();
+    fs::create_dir_all(lab.path("runs/checkpoints")).unwrap();
+    fs::write(lab.path("runs/checkpoints").join(format!("{id}.safetensors")), [1, 2, 3]).unwrap();
+    let text = lab.refused(&["reproduce", "tiny"]);
+    assert!(text.contains(&format!("{id}.safetensors")) && text.contains("delete the file"), "{text}");
 }
 
 #[test]
@@ -103,10 +144,12 @@ fn a_missing_and_a_truncated_data_file() {
     let text = lab.refused(&["reproduce", "tiny", "--profile", "full", "--data", argument]);
     assert!(text.contains("train-images-idx3-ubyte") && text.contains("not found"), "{text}");
 
-    fs::write(data.join("train-images-idx3-ubyte"), [0, 0, 8, 3, 0, 0, 0xea, 0x60, 0, 0, 0, 28, 0, 0, 0, 28, 1, 2, 3])
-        .unwrap();
+    // Whole headers, 60,000 rows, but hardly any of them is there.
+    let images = [0, 0, 8, 3, 0, 0, 0xea, 0x60, 0, 0, 0, 28, 0, 0, 0, 28, 1, 2, 3];
+    fs::write(data.join("train-images-idx3-ubyte"), images).unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), [0, 0, 8, 1, 0, 0, 0xea, 0x60, 5]).unwrap();
     let text = lab.refused(&["reproduce", "tiny", "--profile", "full", "--data", argument]);
-    assert!(text.contains("train-images-idx3-ubyte") && text.contains("47040016"), "{text}");
+    assert!(text.contains("train-images-idx3-ubyte") && text.contains("expected 47040000, found 3"), "{text}");
 }
 
 #[test]
@@ -147,6 +190,10 @@ fn unknown_words_and_zero_counts() {
     let lab = Lab::new();
     assert!(lab.refused(&["reproduse", "tiny"]).contains("reproduce"));
     assert!(lab.refused(&["reproduce", "tiny", "--seeds", "0"]).contains("--seeds"));
+    assert!(lab.refused(&["reproduce", "tiny", "--seeds", "99999999999"]).contains("--seeds"));
     assert!(lab.refused(&["reproduce", "tiny", "--jobs", "0"]).contains("--jobs"));
+    assert!(lab.refused(&["reproduce", "tiny", "--threads", "100000"]).contains("--threads"));
+    assert!(lab.refused(&["reproduce", "tiny", "--data", "nowhere"]).contains("nowhere"));
+    assert!(lab.refused(&["reproduce", "tiny", "--from", "nowhere"]).contains("nowhere"));
     assert!(lab.refused(&["list", "modles"]).contains("models"));
 }

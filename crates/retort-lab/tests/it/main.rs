@@ -71,6 +71,32 @@ optimizer = { kind = "adamw" }
 schedule = { lr = 0.001 }
 "#;
 
+/// A published table under the protocol of the profile `even`; append both to [`TINY`].
+const PUBLISHED: &str = r#"
+[published]
+file = "published.json"
+data = "digits-8x8"
+train = 60
+test = 40
+batch_size = 20
+augmentation = []
+epochs = 1
+optimizer = { kind = "sgd", momentum = 0.9 }
+schedule = { lr = 0.05 }
+"#;
+
+const EVEN: &str = r#"
+[profiles.even]
+about = "As published."
+data = { name = "digits-8x8", train = 60, test = 40 }
+pairs = [{ teacher = "resnet14", student = "resnet8" }]
+seeds = 1
+batch_size = 20
+augmentation = []
+teacher = { epochs = 1, optimizer = { kind = "sgd", momentum = 0.9 }, schedule = { lr = 0.05 } }
+student = { epochs = 1, optimizer = { kind = "sgd", momentum = 0.9 }, schedule = { lr = 0.05 } }
+"#;
+
 impl Lab {
     fn new() -> Self {
         Self::with(TINY)

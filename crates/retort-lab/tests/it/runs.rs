@@ -114,16 +114,72 @@ fn one_run_of_a_plan_and_a_record_run_again() {
     let again = lab.ok(&["rerun", record.to_str().unwrap(), "--out", "again"]);
     assert!(again.contains("agrees"), "{again}");
 
-    // A record that says something else is found out.
-    let text = fs::read_to_string(&record).unwrap().replace("\"correct\"", "\"x\"").replacen(
-        "\"accuracy\":0.",
-        "\"accuracy\":0.9",
+    // A record that says something else is found out, also where its own run lies.
+    let text = fs::read_to_string(&record).unwrap();
+    let changed = text.replacen("\"accuracy\":", "\"accuracy\":1", 1);
+    assert_ne!(text, changed);
+    fs::write(&record, changed).unwrap();
+    for out in ["runs", "again"] {
+        let output = lab.run(&["rerun", record.to_str().unwrap(), "--out", out]);
+        assert_eq!(output.status.code(), Some(1), "{out}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("differ in line"));
+    }
+    let old = text.replace("\"numerics\":1", "\"numerics\":0");
+    fs::write(&record, old).unwrap();
+    assert!(lab.refused(&["rerun", record.to_str().unwrap()]).contains(id));
+    let other = record.with_file_name("0123456789ab.jsonl");
+    fs::write(&other, text).unwrap();
+    assert!(lab.refused(&["rerun", other.to_str().unwrap()]).contains("must be called"));
+}
+
+#[test]
+fn published_numbers_are_shown_under_their_own_protocol_only() {
+    let manifest =
+        super::TINY.replacen("label = \"cross-entropy\"", "label = \"cross-entropy\"\npublished = \"student\"", 1);
+    let lab = Lab::with(&format!("{manifest}{}{}", super::PUBLISHED, super::EVEN));
+    let row = r#"{"method":"student","teacher":"resnet14","student":"resnet8","value":12.34,"source":"a test"}"#;
+    let json = format!(r#"{{"paper":"P","table":"T","dataset":"D","rows":[{row}]}}"#);
+    fs::write(lab.path("experiments/published.json"), json).unwrap();
+    let csv = |profile: &str| {
+        lab.ok(&["reproduce", "tiny", "--profile", profile, "--only", "ce", "--seeds", "1"]);
+        fs::read_to_string(lab.path(&format!("runs/tables/tiny-{profile}/table.csv"))).unwrap()
+    };
+    let even = csv("even");
+    assert!(even.contains("12.340000") && !even.contains("other protocol"), "{even}");
+    let quick = csv("quick");
+    assert!(!quick.contains("12.34") && quick.contains("other protocol"), "{quick}");
+}
+
+#[test]
+fn a_run_that_fails_does_not_stop_the_others() {
+    // A rate that sends the loss to infinity; the other rows and the table still come.
+    let lab = Lab::with(&super::TINY.replacen(
+        "{ method = \"kd\", temperature = 4.0 }",
+        "{ method = \"kd\", weight = 1e38 }",
         1,
-    );
-    fs::write(&record, text).unwrap();
-    let output = lab.run(&["rerun", record.to_str().unwrap(), "--out", "again"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("differ in line"));
+    ));
+    let output = lab.run(&["reproduce", "tiny", "--seeds", "1"]);
+    let (table, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(table.contains("0 of 1 finished") && table.contains("cross-entropy"), "{table}");
+    assert!(errors.contains("1 run(s) failed") && errors.contains("epoch"), "{errors}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_the_same_command_goes_on() {
+    let lab = Lab::new();
+    let mut child = lab.command(&["reproduce", "tiny"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while marks(&lab).is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    lab.ok(&["reproduce", "tiny"]);
+    let whole = Lab::new();
+    whole.ok(&["reproduce", "tiny"]);
+    assert_eq!(reproducible(&lab.path("runs/records")), reproducible(&whole.path("runs/records")));
 }
 
 #[test]

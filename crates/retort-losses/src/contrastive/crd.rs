@@ -65,7 +65,7 @@ impl Method for CrdConfig {
     }
     fn validate(&self) -> Result<()> {
         check::count(METHOD, "negatives", self.negatives)?;
-        check::count(METHOD, "dim", self.dim)?;
+        check::width(METHOD, "dim", self.dim)?;
         check::positive(METHOD, "temperature", self.temperature)?;
         check::unit(METHOD, "momentum", self.momentum)
     }

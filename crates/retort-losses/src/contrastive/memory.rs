@@ -113,8 +113,8 @@ impl CrdMemory {
     ///
     /// No samples, no width, or a constant out of range.
     pub fn init(n: usize, dim: usize, config: MemoryConfig, seed: Seed, dtype: DType, device: &Device) -> Result<Self> {
+        check::width(METHOD, "dim", dim)?;
         let init = Init::Uniform { bound: 1.0 / (dim as f64 / 3.0).sqrt() };
-        check::count(METHOD, "dim", dim)?;
         let student_bank = init.draw(&[n, dim], seed.child("student_bank"), dtype, device)?;
         let teacher_bank = init.draw(&[n, dim], seed.child("teacher_bank"), dtype, device)?;
         Self::new(&student_bank, &teacher_bank, None, config)
@@ -137,6 +137,11 @@ impl CrdMemory {
         if student_bank.rank() != 2 || student_bank.dims() != teacher_bank.dims() || student_bank.elem_count() == 0 {
             let what = "expected non-empty banks [n, D] of one shape";
             return Err(ops::mismatch(METHOD, what, student_bank, teacher_bank));
+        }
+        if student_bank.dtype() != teacher_bank.dtype() {
+            let message =
+                format!("banks must be of one type, found {:?} and {:?}", student_bank.dtype(), teacher_bank.dtype());
+            return Err(Error::Undefined { method: METHOD, message });
         }
         for z in z.into_iter().flatten() {
             check::positive(METHOD, "z", z)?;
@@ -346,6 +351,9 @@ impl CrdMemory {
             if found.dims() != own.dims() {
                 return Err(invalid(name, format!("expected shape {:?}, found {:?}", own.dims(), found.dims())));
             }
+            if !found.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?.iter().all(|x| x.is_finite()) {
+                return Err(invalid(name, "holds values that are not finite".into()));
+            }
             Ok(found.to_device(own.device())?.to_dtype(own.dtype())?.contiguous()?.copy()?.detach())
         };
         let student_bank = bank("student_bank", &self.student_bank)?;
@@ -357,6 +365,9 @@ impl CrdMemory {
                 let [s, t] = values[..] else {
                     return Err(invalid("log_z", format!("expected shape [2], found {:?}", z.dims())));
                 };
+                if !(s.is_finite() && t.is_finite()) {
+                    return Err(invalid("log_z", format!("expected two finite numbers, found {s} and {t}")));
+                }
                 Some([s, t])
             }
         };

@@ -44,7 +44,7 @@ const EPS: f64 = 1e-12;
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn attention_transfer(student: &[Tensor], teacher: &[Tensor], p: f64) -> Result<StageLoss> {
-    check::at_least_one(METHOD, "p", p)?;
+    check::exponent(METHOD, "p", p)?;
     StageLoss::sum(METHOD, student, teacher, |i, s, t| {
         let (s, t) = ops::pool_match(METHOD, i, s, t)?;
         let attention = |x: &Tensor| ops::guarded_normalize(&energy(x, p)?, EPS);
@@ -174,7 +174,7 @@ impl Method for AtConfig {
         self.weight
     }
     fn validate(&self) -> Result<()> {
-        check::at_least_one(METHOD, "p", self.p)
+        check::exponent(METHOD, "p", self.p)
     }
     fn needs(&self) -> Needs {
         Needs::MAPS

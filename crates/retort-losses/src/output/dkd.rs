@@ -59,7 +59,7 @@ impl DkdLoss {
 /// ```
 pub fn dkd(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperature: f64) -> Result<DkdLoss> {
     const METHOD: &str = "dkd";
-    check::positive(METHOD, "temperature", temperature)?;
+    check::temperature(METHOD, temperature)?;
     let (b, c, teacher) = ops::logit_pair(METHOD, student, teacher)?;
     if c < 2 {
         let message = "needs at least two classes, found one: there is no wrong class".into();
@@ -143,7 +143,7 @@ impl Method for DkdConfig {
     fn validate(&self) -> Result<()> {
         check::non_negative(Self::INFO.id, "alpha", self.alpha)?;
         check::non_negative(Self::INFO.id, "beta", self.beta)?;
-        check::positive(Self::INFO.id, "temperature", self.temperature)
+        check::temperature(Self::INFO.id, self.temperature)
     }
     fn needs(&self) -> Needs {
         Needs { labels: true, ..Needs::TEACHER }

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn kd(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
-    check::positive("kd", "temperature", temperature)?;
+    check::temperature("kd", temperature)?;
     let (b, _, teacher) = ops::logit_pair("kd", student, teacher)?;
     let log_s = ops::log_softmax(&(student / temperature)?)?;
     let log_t = ops::log_softmax(&(teacher / temperature)?)?;
@@ -76,7 +76,7 @@ impl Method for KdConfig {
         self.weight
     }
     fn validate(&self) -> Result<()> {
-        check::positive(Self::INFO.id, "temperature", self.temperature)
+        check::temperature(Self::INFO.id, self.temperature)
     }
     fn needs(&self) -> Needs {
         Needs::TEACHER

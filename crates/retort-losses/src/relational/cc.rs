@@ -88,7 +88,7 @@ impl Method for CcConfig {
         self.weight
     }
     fn validate(&self) -> Result<()> {
-        check::count(METHOD, "dim", self.dim)
+        check::width(METHOD, "dim", self.dim)
     }
     fn needs(&self) -> Needs {
         Needs::TEACHER

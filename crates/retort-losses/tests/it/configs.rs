@@ -36,23 +36,32 @@ fn unknown_fields_and_methods_list_the_known_ones() {
 #[test]
 fn values_out_of_range_name_method_and_field() {
     let cases = [
-        (r#"{"method": "kd", "temperature": -4}"#, "kd: field `temperature`: expected a finite number > 0, found -4"),
-        (r#"{"method": "kd", "temperature": 0}"#, "kd: field `temperature`: expected a finite number > 0, found 0"),
-        (r#"{"method": "ce", "weight": -1}"#, "ce: field `weight`: expected a finite number >= 0, found -1"),
+        (
+            r#"{"method": "kd", "temperature": -4}"#,
+            "kd: field `temperature`: expected a number in 0.001 ..= 1000, found -4",
+        ),
+        (
+            r#"{"method": "kd", "temperature": 0}"#,
+            "kd: field `temperature`: expected a number in 0.001 ..= 1000, found 0",
+        ),
+        (r#"{"method": "ce", "weight": -1}"#, "ce: field `weight`: expected a finite number > 0, found -1"),
         (r#"{"method": "dkd", "beta": -8}"#, "dkd: field `beta`: expected a finite number >= 0, found -8"),
         (
             r#"{"method": "label-smoothing", "smoothing": 1.5}"#,
             "label-smoothing: field `smoothing`: expected a number in 0 ..= 1, found 1.5",
         ),
-        (r#"{"method": "at", "p": 0.5}"#, "at: field `p`: expected a finite number >= 1, found 0.5"),
+        (r#"{"method": "at", "p": 0.5}"#, "at: field `p`: expected a number in 1 ..= 16, found 0.5"),
         (
             r#"{"method": "vid", "init_var": 1e-6}"#,
             "vid: field `init_var`: expected a finite number above `min_var` = 0.00001, found 0.000001",
         ),
         (r#"{"method": "vid", "min_var": 0}"#, "vid: field `min_var`: expected a finite number > 0, found 0"),
         (r#"{"method": "rkd", "angle": -1}"#, "rkd: field `angle`: expected a finite number >= 0, found -1"),
-        (r#"{"method": "cc", "dim": 0}"#, "cc: field `dim`: expected a whole number >= 1, found 0"),
-        (r#"{"method": "crd", "negatives": 0}"#, "crd: field `negatives`: expected a whole number >= 1, found 0"),
+        (r#"{"method": "cc", "dim": 0}"#, "cc: field `dim`: expected a whole number in 1 ..= 65536, found 0"),
+        (
+            r#"{"method": "crd", "negatives": 0}"#,
+            "crd: field `negatives`: expected a whole number in 1 ..= 1048576, found 0",
+        ),
         (r#"{"method": "crd", "momentum": 1.1}"#, "crd: field `momentum`: expected a number in 0 ..= 1, found 1.1"),
     ];
     for (json, expected) in cases {

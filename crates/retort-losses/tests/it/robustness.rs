@@ -120,3 +120,15 @@ fn batches_that_do_not_fit_are_errors_that_name_the_method() {
         assert!(message.contains("[4, ") && message.contains("[3, "), "{message}");
     }
 }
+
+#[test]
+fn integers_and_mixed_types_are_named_errors() {
+    let whole = Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap();
+    let (single, double) = (whole.to_dtype(DType::F32).unwrap(), whole.to_dtype(DType::F64).unwrap());
+    for error in [output::kd(&whole, &whole, 4.0), relational::similarity_preserving(&whole, &whole)] {
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("floating-point") && message.contains("U32"), "{message}");
+    }
+    let message = output::kd(&single, &double, 4.0).unwrap_err().to_string();
+    assert!(message.contains("F32") && message.contains("F64"), "{message}");
+}

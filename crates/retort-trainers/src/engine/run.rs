@@ -136,7 +136,10 @@ impl Trainer<'_> {
 
     fn saved(&self) -> Result<Option<Checkpoint>> {
         match &self.checkpoint {
-            Some(policy) if policy.path.exists() => Ok(Some(Checkpoint::load(&policy.path)?)),
+            Some(policy) if policy.path.exists() => {
+                let damaged = |e: retort_nn::Error| self.checkpoint_error(e.into());
+                Checkpoint::load(&policy.path).map(Some).map_err(damaged)
+            }
             _ => Ok(None),
         }
     }
@@ -154,7 +157,8 @@ impl Trainer<'_> {
 
     fn checkpoint_error(&self, error: Error) -> Error {
         let path = self.checkpoint.as_ref().map(|policy| policy.path.display().to_string()).unwrap_or_default();
-        Error::Checkpoint { path, message: error.to_string() }
+        let message = format!("{error}; delete the file to start this run anew");
+        Error::Checkpoint { path, message }
     }
 }
 
