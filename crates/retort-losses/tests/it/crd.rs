@@ -173,6 +173,10 @@ fn a_state_that_does_not_fit_is_refused() {
     refuse(&|s| drop(s.insert("teacher_bank".into(), random("x", &[19, 7], DType::F32))), "[19, 7]");
     refuse(&|s| drop(s.insert("log_z".into(), random("x", &[3], DType::F64))), "`log_z`");
     refuse(&|s| drop(s.insert("bank".into(), random("x", &[3], DType::F64))), "`bank`");
+    let wrong = Tensor::new(&[f64::NAN, 1.0], &Device::Cpu).unwrap();
+    refuse(&|s| drop(s.insert("log_z".into(), wrong.clone())), "finite");
+    let infinite = (good["student_bank"].ones_like().unwrap() * f64::INFINITY).unwrap();
+    refuse(&|s| drop(s.insert("student_bank".into(), infinite.clone())), "not finite");
     bench.loss.load_state(&good).unwrap();
     // A loss without state refuses any.
     let mut kd = Bench::new(&LossConfig::Kd(Default::default()), 5, DType::F32);

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Bench, Side, flat, networks, numbers, scalar, side, small};
 use candle_core::{DType, Device, Tensor};
-use retort_losses::LossConfig;
+use retort_losses::{LossConfig, output, relational};
 
 /// Value and gradients of one batch are finite; says which input broke which method.
 fn finite(what: &str, config: &LossConfig, student: Side, teacher: Side) {
