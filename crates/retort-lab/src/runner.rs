@@ -8,9 +8,9 @@ use crate::{Error, Result};
 use candle_core::Device;
 use rayon::ThreadPoolBuilder;
 use retort_models::ModelConfig;
-use retort_nn::{Checkpoint, Network, Seed, Tensors};
+use retort_nn::{Checkpoint, Network, Seed};
 use retort_trainers::engine::{BatchPlan, CheckpointPolicy, Identity, Observer, Phase, Trainer};
-use retort_trainers::offline::{Offline, OfflineConfig, frozen};
+use retort_trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -300,7 +300,7 @@ impl Runner<'_> {
         };
         let mut phases = [phase];
         let summary = trainer.run(&mut phases, observer)?;
-        let weights = student_weights(&phases[0])?;
+        let weights = student_weights(phases[0].objective.as_ref())?;
         let machine = Machine::here(summary.seconds.clone(), threads, side_by_side);
         let record = Record::new(spec, summary, &weights, machine)?;
         // Weights before the record: a record says that the run is finished.
@@ -336,14 +336,6 @@ impl Runner<'_> {
         }
         Ok(Arc::from(network))
     }
-}
-
-fn student_weights(phase: &Phase) -> Result<Tensors> {
-    let state = phase.objective.state()?;
-    Ok(state
-        .into_iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix("student.")?.to_string(), tensor)))
-        .collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -74,15 +74,6 @@ impl Offline {
         }
         Ok(Self { student, student_params, teacher: config.teacher.clone(), terms, method_params, needs })
     }
-
-    /// Weights and running statistics of the student, as copies.
-    ///
-    /// # Errors
-    ///
-    /// Fails if a copy cannot be allocated.
-    pub fn student_weights(&self) -> Result<Tensors> {
-        Ok(self.student_params.snapshot()?)
-    }
 }
 
 /// `kd`, `kd#2`, ...: a loss keeps its name, and so its initial weights, when others join the list.
@@ -157,6 +148,15 @@ impl Objective for Offline {
 
 fn part(state: &Tensors, prefix: &str) -> Tensors {
     state.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone()))).collect()
+}
+
+/// Weights and running statistics of the student that an [`Offline`] objective trains, as copies.
+///
+/// # Errors
+///
+/// Fails if a copy cannot be allocated.
+pub fn student_weights(objective: &dyn Objective) -> Result<Tensors> {
+    Ok(part(&objective.state()?, "student."))
 }
 
 /// Rebuilds a trained network in its frozen form: nothing trainable, batch norms folded, no graph.

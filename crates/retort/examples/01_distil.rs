@@ -7,7 +7,7 @@ use retort::losses::output::{CeConfig, KdConfig};
 use retort::models::ModelConfig;
 use retort::nn::{Decay, Network, OptimizerConfig, ScheduleConfig, Seed};
 use retort::trainers::engine::{BatchPlan, Identity, Phase, Silent, Summary, Trainer};
-use retort::trainers::offline::{Offline, OfflineConfig, frozen};
+use retort::trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -73,10 +73,6 @@ fn run(
     };
     let summary = trainer.run(&mut phases, &mut Silent)?;
 
-    let state = phases[0].objective.state()?;
-    let weights = state
-        .into_iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix("student.")?.to_string(), tensor)))
-        .collect();
+    let weights = student_weights(phases[0].objective.as_ref())?;
     Ok((summary, Arc::from(frozen(model, &MODEL, weights, &device)?)))
 }

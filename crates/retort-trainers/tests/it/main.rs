@@ -10,7 +10,7 @@ use retort_trainers::engine::{
     BatchPlan, BatchTransform, CheckpointPolicy, EpochRecord, Evaluated, Identity, Objective, Observer, Phase, Silent,
     Step, StepOutput, StepReport, Summary, Trainer,
 };
-use retort_trainers::offline::{Offline, OfflineConfig, frozen};
+use retort_trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
 use retort_trainers::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ fn teacher() -> Arc<dyn Network> {
         seed: Seed::root(9),
         device: Device::Cpu,
     };
-    let weights = Offline::new(&config).unwrap().student_weights().unwrap();
+    let weights = student_weights(&Offline::new(&config).unwrap()).unwrap();
     Arc::from(frozen("resnet14", &DIGITS, weights, &Device::Cpu).unwrap())
 }
 
