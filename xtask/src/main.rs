@@ -95,7 +95,7 @@ fn run_release(package: &str, program: &str, args: &[String]) -> ExitCode {
             command.env(name, root().join(folder));
         }
     }
-    // candle's own pool waits in a busy loop; beside rayon's threads that costs a third of the speed. It changes no number.
+    // candle's own pool waits in a busy loop; a profile of two runs side by side had a sixth of its time there. It changes no number.
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         command.env("CANDLE_NUM_THREADS", "1");
     }

@@ -1,6 +1,6 @@
 //! Residual networks for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
 
-use crate::common::{area, check_images, check_sizes, config_error, halved, map};
+use crate::common::{area, check_images, check_sizes, config_error, halved, map, network_spec};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
@@ -134,15 +134,7 @@ impl CifarResNet {
         }
         let embedding = maps[3].channels;
         let classifier = Linear::new(&scope.child("fc"), embedding, config.classes)?;
-        let spec = NetworkSpec {
-            name: name.to_string(),
-            in_channels: config.in_channels,
-            image: config.image,
-            classes: config.classes,
-            maps,
-            embedding,
-            pre_activations: true,
-        };
+        let spec = network_spec(name, config, maps, embedding);
         Ok(Self { spec, stem, stages, classifier })
     }
 }

@@ -19,6 +19,19 @@ pub(crate) fn check_sizes(model: &str, config: &ModelConfig, widths: &[usize]) -
     Ok(())
 }
 
+/// The spec of a network with these maps; all families so far show pre-activations.
+pub(crate) fn network_spec(name: &str, config: &ModelConfig, maps: Vec<MapShape>, embedding: usize) -> NetworkSpec {
+    NetworkSpec {
+        name: name.to_string(),
+        in_channels: config.in_channels,
+        image: config.image,
+        classes: config.classes,
+        maps,
+        embedding,
+        pre_activations: true,
+    }
+}
+
 /// Refuses a batch of another shape than the network was built for.
 pub(crate) fn check_images(spec: &NetworkSpec, images: &Tensor) -> retort_nn::Result<()> {
     let [height, width] = spec.image;

@@ -1,7 +1,7 @@
 //! VGG with batch norm for small images (Simonyan and Zisserman 2015, arXiv 1409.1556; normalised, with one linear
 //! layer in place of three, as in RepDistiller).
 
-use crate::common::{area, check_images, check_sizes, config_error, map};
+use crate::common::{area, check_images, check_sizes, config_error, map, network_spec};
 use crate::layers::BiasedConvBatchNorm;
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
@@ -110,15 +110,7 @@ impl Vgg {
         let embedding = maps[4].channels;
         let (weight, bias) = (Init::Normal { std: 0.01 }, Some(Init::Constant(0.0)));
         let classifier = Linear::with_init(&scope.child("classifier"), embedding, config.classes, weight, bias)?;
-        let spec = NetworkSpec {
-            name: name.to_string(),
-            in_channels: config.in_channels,
-            image: config.image,
-            classes: config.classes,
-            maps,
-            embedding,
-            pre_activations: true,
-        };
+        let spec = network_spec(name, config, maps, embedding);
         Ok(Self { spec, blocks, classifier })
     }
 }

@@ -1,6 +1,6 @@
 //! Wide residual networks (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
-use crate::common::{area, check_images, check_sizes, config_error, halved, map};
+use crate::common::{area, check_images, check_sizes, config_error, halved, map, network_spec};
 use crate::layers::ConvAdd;
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
@@ -107,15 +107,7 @@ impl WideResNet {
         let norm = BatchNorm::new(&scope.child("bn1"), embedding)?;
         let bias = Some(Init::Constant(0.0));
         let classifier = Linear::with_init(&scope.child("fc"), embedding, config.classes, Init::PyTorch, bias)?;
-        let spec = NetworkSpec {
-            name: name.to_string(),
-            in_channels: config.in_channels,
-            image: config.image,
-            classes: config.classes,
-            maps,
-            embedding,
-            pre_activations: true,
-        };
+        let spec = network_spec(name, config, maps, embedding);
         Ok(Self { spec, stem, groups, norm, classifier })
     }
 }
