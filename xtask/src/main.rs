@@ -15,14 +15,16 @@ usage: cargo xtask WORD [ARGS]
   rerun RECORD        run a record again and compare it bit by bit
   list methods|models|datasets|tables [--json]
                       what exists
+  bench train-step|kd-step|loss [OPTIONS] [--json]
+                      how long a step takes on this machine, and how much memory
   golden DIR.. [--json FILE] [--allow-unsupported]
                       compare with reference numbers
   tidy                check the arrows between the crates and the rules for their sources
   ci                  format, tidy, clippy, tests, documentation, in this order
 
-The options of the first four: cargo xtask WORD --help";
+The options of the first five: cargo xtask WORD --help";
 
-const RETORT_WORDS: [&str; 4] = ["reproduce", "train", "rerun", "list"];
+const RETORT_WORDS: [&str; 5] = ["reproduce", "train", "rerun", "list", "bench"];
 const OTHER_WORDS: [&str; 4] = ["golden", "tidy", "ci", "help"];
 
 fn main() -> ExitCode {
@@ -99,7 +101,25 @@ fn run_release(package: &str, program: &str, args: &[String]) -> ExitCode {
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         command.env("CANDLE_NUM_THREADS", "1");
     }
+    if let Some(threads) = bench_threads(args, std::env::var_os("RAYON_NUM_THREADS").is_some()) {
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+    }
     become_program(command)
+}
+
+/// What `RAYON_NUM_THREADS` must be for a bench: candle divides products of matrices by this variable, not by the pool
+/// that it runs in, and without it by the number of physical cores. A bench must not compute with other threads than it says.
+fn bench_threads(args: &[String], set: bool) -> Option<usize> {
+    if args.first().map(String::as_str) != Some("bench") {
+        return None;
+    }
+    let next = args.iter().skip_while(|arg| *arg != "--threads").nth(1).map(String::as_str);
+    match args.iter().find_map(|arg| arg.strip_prefix("--threads=")).or(next) {
+        // A number that the program will refuse is left to its message.
+        Some(threads) => threads.parse().ok().filter(|n| *n > 0),
+        None if set => None,
+        None => std::thread::available_parallelism().ok().map(usize::from),
+    }
 }
 
 /// Replaces this process, so that Ctrl-C and the exit code are the program's own business.
@@ -139,4 +159,26 @@ fn ci() -> ExitCode {
         }
     }
     say("== all steps passed", ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn threads(line: &str, set: bool) -> Option<usize> {
+        bench_threads(&line.split_whitespace().map(String::from).collect::<Vec<_>>(), set)
+    }
+
+    #[test]
+    fn threads_of_a_bench() {
+        assert_eq!(threads("bench loss --loss ce --threads 3 --json", false), Some(3));
+        assert_eq!(threads("bench loss --threads=5", true), Some(5));
+        assert_eq!(threads("bench loss --threads 0", false), None);
+        assert_eq!(threads("bench loss --threads many", true), None);
+        assert_eq!(threads("bench loss --threads", true), None);
+        assert_eq!(threads("bench loss", true), None);
+        assert_eq!(threads("bench loss", false), std::thread::available_parallelism().ok().map(usize::from));
+        assert_eq!(threads("reproduce table1 --threads 3", false), None);
+        assert_eq!(threads("", false), None);
+    }
 }

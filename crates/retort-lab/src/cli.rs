@@ -1,5 +1,6 @@
 //! The command line of `retort`.
 
+use crate::bench::BenchArgs;
 use crate::list::{What, entries, plain};
 use crate::manifest::Loaded;
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
@@ -28,6 +29,8 @@ enum Command {
     Train(TrainArgs),
     /// Run a record's specification again and compare the two records line by line.
     Rerun(RerunArgs),
+    /// How long a step takes on this machine, and how much memory: training, distillation, one loss.
+    Bench(BenchArgs),
     /// What exists: methods, models, data sets, tables.
     List {
         #[arg(value_enum)]
@@ -122,6 +125,7 @@ impl Cli {
             Command::Reproduce(args) => reproduce(args, out, stop),
             Command::Train(args) => train(args, out, stop),
             Command::Rerun(args) => rerun(args, out, stop),
+            Command::Bench(args) => print(out, &args.execute(stop)?),
             Command::List { what, json, experiments } => {
                 let entries = entries(*what, experiments)?;
                 let text = if *json { format!("{}\n", serde_json::Value::from(entries)) } else { plain(&entries) };
@@ -252,7 +256,7 @@ fn print(out: &mut dyn Write, text: &str) -> Result<()> {
 }
 
 /// More threads than any machine has cores; a larger number is a slip that would only exhaust the system.
-const MAX_THREADS: usize = 1024;
+pub(crate) const MAX_THREADS: usize = 1024;
 
 impl Common {
     fn runner<'a>(&self, splits: &'a Splits, stop: &'a AtomicBool) -> Result<Runner<'a>> {

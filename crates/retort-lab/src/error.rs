@@ -15,6 +15,9 @@ pub enum Error {
     /// Ctrl-C; everything done so far is saved. Exit code 130.
     #[error("interrupted; the same command goes on where it was")]
     Interrupted,
+    /// Ctrl-C where there is nothing to save. Exit code 130.
+    #[error("interrupted before there was a result")]
+    Stopped,
 }
 
 /// Result of this crate.
@@ -27,7 +30,7 @@ impl Error {
         match self {
             Self::Failed(_) => 1,
             Self::Request(_) => 2,
-            Self::Interrupted => 130,
+            Self::Interrupted | Self::Stopped => 130,
         }
     }
 

@@ -1,6 +1,7 @@
 #![deny(missing_docs)]
 #![doc = include_str!("../README.md")]
 
+mod bench;
 pub mod cli;
 mod error;
 mod list;

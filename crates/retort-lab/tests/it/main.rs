@@ -1,6 +1,7 @@
 //! The program from outside: bad requests, records, resume.
 
 mod bad_requests;
+mod bench;
 mod committed;
 mod runs;
 
