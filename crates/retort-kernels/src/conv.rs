@@ -1,18 +1,13 @@
 //! Convolution and transposed convolution.
 
-mod flat;
-mod geometry;
-mod op;
-mod plan;
-mod weight;
+pub(crate) mod geometry;
+pub(crate) mod plan;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use crate::error::{Error, LIMIT, dims4, float, like, parameter, shape};
-use crate::raw::by_dtype;
-use crate::{Activation, Result, fallback};
+use crate::error::{Error, LIMIT, MOST, dims4, float, like, parameter, shape};
+use crate::{Activation, FeatureMap, Result};
 use geometry::Geometry;
-use op::{Conv, ConvBias, frozen};
 
 /// Step, border, tap distance and channel groups of a convolution, `[vertical, horizontal]` each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -162,7 +157,7 @@ impl ConvTranspose2dSpec {
 fn check_weight(
     op: &'static str,
     (channels, groups): (usize, usize),
-    input: &Tensor,
+    dtype: DType,
     weight: &Tensor,
     transposed: bool,
 ) -> Result<[usize; 4]> {
@@ -173,21 +168,25 @@ fn check_weight(
     let (fits, expected) = if transposed {
         (found[0] == channels && channels.is_multiple_of(groups), format!("weight [{channels}, O/{groups}, kh, kw]"))
     } else {
-        let fits = found[1] * groups == channels && found[0].is_multiple_of(groups);
+        let fits = found[1].checked_mul(groups) == Some(channels) && found[0].is_multiple_of(groups);
         (fits, format!("weight [O, {channels}/{groups}, kh, kw] with O a multiple of {groups}"))
     };
     if !fits {
         return Err(shape(op, expected, found));
     }
-    like(op, "weight", weight, input.dtype(), &found)?;
+    like(op, "weight", weight, dtype, &found)?;
     Ok(found)
 }
 
-fn geometry(op: &'static str, input: &Tensor, weight: &Tensor, spec: &Conv2dSpec) -> Result<Geometry> {
-    float(op, input)?;
-    let [batch, c_in, h, w] = dims4(op, "input", input)?;
-    let [c_out, _, kh, kw] = check_weight(op, (c_in, spec.groups), input, weight, false)?;
+pub(crate) fn checked_geometry(
+    op: &'static str,
+    ([batch, c_in, h, w], dtype): ([usize; 4], DType),
+    weight: &Tensor,
+    spec: &Conv2dSpec,
+) -> Result<Geometry> {
+    let [c_out, _, kh, kw] = check_weight(op, (c_in, spec.groups), dtype, weight, false)?;
     let output = spec.output_size([h, w], [kh, kw])?;
+    check_planes(op, batch, (c_in, c_out), ([h, w], output), spec)?;
     Ok(Geometry { batch, c_in, c_out, input: [h, w], output, kernel: [kh, kw], spec: *spec })
 }
 
@@ -208,23 +207,9 @@ fn geometry(op: &'static str, input: &Tensor, weight: &Tensor, spec: &Conv2dSpec
 ///
 /// Wrong ranks, channel numbers, element types or parameters, an empty tensor, a kernel larger than the padded input.
 pub fn conv2d(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: &Conv2dSpec) -> Result<Tensor> {
-    const OP: &str = "conv2d";
-    let geometry = geometry(OP, input, weight, spec)?;
-    if let Some(bias) = bias {
-        like(OP, "bias", bias, input.dtype(), &[geometry.c_out])?;
-    }
-    if !input.device().is_cpu() {
-        return fallback::conv2d(input, weight, bias, spec);
-    }
-    apply(input, weight, bias, Conv { geometry, transposed: false })
-}
-
-fn apply(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv) -> Result<Tensor> {
-    let (input, weight) = (input.contiguous()?, weight.contiguous()?);
-    Ok(match bias {
-        None => input.apply_op2(&weight, conv)?,
-        Some(bias) => input.apply_op3(&weight, &bias.contiguous()?, ConvBias(conv))?,
-    })
+    float("conv2d", input)?;
+    dims4("conv2d", "input", input)?;
+    FeatureMap::from_tensor(input)?.conv2d(weight, bias, None, Activation::None, spec)?.to_tensor()
 }
 
 /// Convolution of a frozen network: `act(conv2d(input, weight, bias) + residual)` in one pass, forward only.
@@ -243,26 +228,16 @@ pub fn conv2d_frozen(
     spec: &Conv2dSpec,
 ) -> Result<Tensor> {
     const OP: &str = "conv2d_frozen";
-    let geometry = geometry(OP, input, weight, spec)?;
-    let [oh, ow] = geometry.output;
-    if let Some(bias) = bias {
-        like(OP, "bias", bias, input.dtype(), &[geometry.c_out])?;
-    }
-    if let Some(residual) = residual {
-        let expected = [geometry.batch, geometry.c_out, oh, ow];
-        like(OP, "residual", residual, input.dtype(), &expected)?;
-    }
     let arguments = [("input", Some(input)), ("weight", Some(weight)), ("bias", bias), ("residual", residual)];
     for (argument, tensor) in arguments {
         if tensor.is_some_and(Tensor::track_op) {
             return Err(Error::Tracked { op: OP, argument });
         }
     }
-    if !input.device().is_cpu() {
-        let y = fallback::conv2d(input, weight, bias, spec)?;
-        return fallback::activate(residual.map_or(Ok(y.clone()), |r| &y + r)?, act);
-    }
-    Ok(by_dtype!(OP, input.dtype(), T => frozen::<T>(&geometry, (input, weight), (bias, residual), act))?)
+    float(OP, input)?;
+    dims4(OP, "input", input)?;
+    let residual = residual.map(FeatureMap::from_tensor).transpose()?;
+    FeatureMap::from_tensor(input)?.conv2d(weight, bias, residual.as_ref(), act, spec)?.to_tensor()
 }
 
 /// Transposed convolution: the input gradient of a [`conv2d`] as an operation of its own.
@@ -285,20 +260,47 @@ pub fn conv_transpose2d(
     bias: Option<&Tensor>,
     spec: &ConvTranspose2dSpec,
 ) -> Result<Tensor> {
+    float("conv_transpose2d", input)?;
+    dims4("conv_transpose2d", "input", input)?;
+    FeatureMap::from_tensor(input)?.conv_transpose2d(weight, bias, Activation::None, spec)?.to_tensor()
+}
+
+/// Refuses sizes that no memory holds: the padded planes of either side.
+fn check_planes(
+    op: &'static str,
+    batch: usize,
+    (c_in, c_out): (usize, usize),
+    (input, output): ([usize; 2], [usize; 2]),
+    spec: &Conv2dSpec,
+) -> Result<()> {
+    let side = |channels: usize, size: [usize; 2]| {
+        let padded = |i: usize| (size[i] + 2 * spec.padding[i]) as u128;
+        batch as u128 * channels.next_multiple_of(16) as u128 * padded(0) * padded(1)
+    };
+    let elements = side(c_in, input).max(side(c_out, output));
+    if elements > MOST {
+        return Err(shape(op, format!("padded maps of at most {MOST} elements"), elements));
+    }
+    Ok(())
+}
+
+/// The convolution whose input gradient a transposed convolution is.
+pub(crate) fn checked_adjoint(
+    ([batch, channels, h, w], dtype): ([usize; 4], DType),
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    spec: &ConvTranspose2dSpec,
+) -> Result<Geometry> {
     const OP: &str = "conv_transpose2d";
-    float(OP, input)?;
-    let [batch, channels, h, w] = dims4(OP, "input", input)?;
-    let [_, per_group, kh, kw] = check_weight(OP, (channels, spec.groups), input, weight, true)?;
+    let [_, per_group, kh, kw] = check_weight(OP, (channels, spec.groups), dtype, weight, true)?;
     let size = spec.output_size([h, w], [kh, kw])?;
     let c_out = per_group * spec.groups;
     if let Some(bias) = bias {
-        like(OP, "bias", bias, input.dtype(), &[c_out])?;
+        like(OP, "bias", bias, dtype, &[c_out])?;
     }
-    if !input.device().is_cpu() {
-        return fallback::conv_transpose2d(input, weight, bias, spec);
-    }
+    check_planes(OP, batch, (c_out, channels), (size, [h, w]), &spec.adjoint())?;
     // The adjoint convolution runs from the result to the input.
-    let geometry = Geometry {
+    Ok(Geometry {
         batch,
         c_in: c_out,
         c_out: channels,
@@ -306,6 +308,5 @@ pub fn conv_transpose2d(
         output: [h, w],
         kernel: [kh, kw],
         spec: spec.adjoint(),
-    };
-    apply(input, weight, bias, Conv { geometry, transposed: true })
+    })
 }

@@ -82,10 +82,18 @@ pub(crate) fn parameter(
 /// Sizes and parameters above this are refused, which keeps every product far from overflow.
 pub(crate) const LIMIT: usize = 1 << 20;
 
+/// Elements above this are refused: no memory holds them.
+pub(crate) const MOST: u128 = 1 << 34;
+
 /// The four sizes of a `[B, C, H, W]` tensor; none may be zero.
 pub(crate) fn dims4(op: &'static str, argument: &str, t: &Tensor) -> Result<[usize; 4]> {
     match *t.dims() {
-        [b, c, h, w] if b * c * h * w > 0 => Ok([b, c, h, w]),
+        [b, c, h, w] if !t.dims().contains(&0) => {
+            if t.dims().iter().map(|&n| n as u128).product::<u128>() > MOST {
+                return Err(shape(op, format!("{argument} with at most {MOST} elements"), t.dims()));
+            }
+            Ok([b, c, h, w])
+        }
         ref other => Err(shape(op, format!("{argument} with four dimensions, none of them zero"), other)),
     }
 }

@@ -38,6 +38,8 @@ mod error;
 mod fallback;
 mod gather;
 mod isa;
+mod loss;
+mod map;
 mod norm;
 mod pointwise;
 mod pool;
@@ -51,6 +53,11 @@ pub use gather::gather_dot;
 #[doc(hidden)]
 pub use isa::with_instruction_set;
 pub use isa::{InstructionSet, instruction_set};
+pub use loss::{
+    channel_power_mean, gram, inner_products, logistic_contrast, softmax_cross_entropy, softmax_divergence,
+    weighted_sums, with_gradient,
+};
+pub use map::{FeatureMap, no_grad, release_memory};
 pub use norm::{BatchStats, batch_norm_eval, batch_norm_train};
 pub use pointwise::{Activation, abs, add_relu, relu};
 pub use pool::{Pool2dSpec, adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d};

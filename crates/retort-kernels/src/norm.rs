@@ -113,7 +113,7 @@ fn checked(op: &'static str, x: &Tensor, vectors: &[(&str, &Tensor)], eps: f64) 
 }
 
 /// `[C]` to the shape that broadcasts along the channels of `x`.
-fn along(vector: &Tensor, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn along(vector: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut dims = vec![1; x.rank()];
     dims[1] = vector.dims1()?;
     Ok(vector.reshape(dims)?)

@@ -34,9 +34,9 @@ impl Pool2dSpec {
 }
 
 /// What each output cell covers.
-struct Windows {
-    rows: Vec<Range<usize>>,
-    cols: Vec<Range<usize>>,
+pub(crate) struct Windows {
+    pub(crate) rows: Vec<Range<usize>>,
+    pub(crate) cols: Vec<Range<usize>>,
     /// Divisor of an average when padding counts; 0: the number of covered elements.
     fixed_count: usize,
     /// Windows of one size at one distance.
@@ -44,7 +44,7 @@ struct Windows {
 }
 
 impl Windows {
-    fn sliding(op: &'static str, input: [usize; 2], spec: &Pool2dSpec, count_pad: bool) -> Result<Self> {
+    pub(crate) fn sliding(op: &'static str, input: [usize; 2], spec: &Pool2dSpec, count_pad: bool) -> Result<Self> {
         let Pool2dSpec { kernel, stride, padding } = *spec;
         let axis = |i: usize| -> Result<Vec<Range<usize>>> {
             let (n, k, s, p) = (input[i], kernel[i], stride[i], padding[i]);
@@ -60,11 +60,12 @@ impl Windows {
             let cells = (n + 2 * p - k) / s + 1;
             Ok((0..cells).map(|c| (c * s).saturating_sub(p)..(c * s + k - p).min(n)).collect())
         };
+        let (rows, cols) = (axis(0)?, axis(1)?);
         let fixed_count = if count_pad { kernel[0] * kernel[1] } else { 0 };
-        Ok(Self { rows: axis(0)?, cols: axis(1)?, fixed_count, regular: Some(*spec) })
+        Ok(Self { rows, cols, fixed_count, regular: Some(*spec) })
     }
 
-    fn adaptive(op: &'static str, input: [usize; 2], size: [usize; 2]) -> Result<Self> {
+    pub(crate) fn adaptive(op: &'static str, input: [usize; 2], size: [usize; 2]) -> Result<Self> {
         if size.iter().any(|s| !(1..=LIMIT).contains(s)) {
             return Err(parameter(op, "size", "from 1 to 2^20 in both directions", size));
         }
@@ -78,7 +79,7 @@ impl Windows {
         self.rows.len() * self.cols.len()
     }
 
-    fn count(&self, rows: &Range<usize>, cols: &Range<usize>) -> usize {
+    pub(crate) fn count(&self, rows: &Range<usize>, cols: &Range<usize>) -> usize {
         if self.fixed_count > 0 { self.fixed_count } else { rows.len() * cols.len() }
     }
 }

@@ -75,60 +75,9 @@ pub(crate) unsafe fn filled<T: Float>(len: usize, f: impl FnOnce(&mut [MaybeUnin
     values
 }
 
-/// Values as the source of a [`copy_run`] to memory that is not initialised.
-#[inline(always)]
-pub(crate) fn as_uninit<T: Float>(values: &[T]) -> &[MaybeUninit<T>] {
-    // SAFETY: `MaybeUninit<T>` has the layout of `T` and allows all that `T` allows; nothing is written through `&`.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
-}
-
-/// Copies a short run without a call: two overlapping pieces of a fixed size instead of a loop over the rest.
-///
-/// `T` is a float or, for a target that is not initialised, a `MaybeUninit` of one (see [`as_uninit`]).
-#[inline(always)]
-pub(crate) fn copy_run<T: Copy>(from: &[T], to: &mut [T]) {
-    let n = from.len();
-    debug_assert_eq!(n, to.len());
-    if n >= 16 {
-        for (to, from) in to.as_chunks_mut::<16>().0.iter_mut().zip(from.as_chunks::<16>().0) {
-            *to = *from;
-        }
-        copy_tail::<T, 16>(from, to);
-    } else if n >= 8 {
-        to[..8].copy_from_slice(&from[..8]);
-        copy_tail::<T, 8>(from, to);
-    } else if n >= 4 {
-        to[..4].copy_from_slice(&from[..4]);
-        copy_tail::<T, 4>(from, to);
-    } else {
-        for (to, &x) in to.iter_mut().zip(from) {
-            *to = x;
-        }
-    }
-}
-
-#[inline(always)]
-fn copy_tail<T: Copy, const N: usize>(from: &[T], to: &mut [T]) {
-    let at = from.len() - N;
-    to[at..at + N].copy_from_slice(&from[at..at + N]);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn runs_of_every_length_are_copied() {
-        for n in 0..70 {
-            let from: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
-            let mut to = vec![0.0; n];
-            copy_run(&from, &mut to);
-            assert_eq!(from, to);
-            // SAFETY: a run of `n` elements is copied to `n` elements.
-            let fresh = unsafe { filled(n, |to| copy_run(as_uninit(&from), to)) };
-            assert_eq!(from, fresh);
-        }
-    }
 
     #[test]
     #[cfg(debug_assertions)]

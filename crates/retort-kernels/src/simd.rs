@@ -13,6 +13,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 use std::thread::LocalKey;
 
 use crate::InstructionSet;
+use crate::map::Store;
 pub(crate) use portable::Array;
 
 /// A vector of `LANES` numbers.
@@ -32,6 +33,12 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat(value: Self::Elem) -> Self;
     /// `self * factor + addend`.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `max(self, 0)`; NaN stays NaN.
+    unsafe fn positive(self) -> Self;
+    /// `self` where `gate > 0` or NaN, else 0.
+    unsafe fn where_positive(self, gate: Self) -> Self;
     /// The sum of the lanes, in an order that depends on the type only.
     unsafe fn sum(self) -> Self::Elem;
     /// The sums of several vectors, which together cost less than one by one.
@@ -72,6 +79,8 @@ pub(crate) trait Float:
     fn wide(self) -> f64;
     fn nan(self) -> bool;
     fn dispatch<K: Kernel<Self>>(set: InstructionSet, kernel: K) -> K::Output;
+    /// Memory of feature maps that nobody uses at the moment.
+    fn store() -> &'static Store<Self>;
     /// This thread's buffer for this type.
     fn scratch() -> &'static LocalKey<Cell<Vec<Self>>>;
 
@@ -98,6 +107,10 @@ pub(crate) trait Float:
 }
 
 impl Float for f32 {
+    fn store() -> &'static Store<Self> {
+        static STORE: Store<f32> = Store::new();
+        &STORE
+    }
     fn scratch() -> &'static LocalKey<Cell<Vec<Self>>> {
         thread_local! {
             static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
@@ -131,6 +144,10 @@ impl Float for f32 {
 }
 
 impl Float for f64 {
+    fn store() -> &'static Store<Self> {
+        static STORE: Store<f64> = Store::new();
+        &STORE
+    }
     fn scratch() -> &'static LocalKey<Cell<Vec<Self>>> {
         thread_local! {
             static SCRATCH: Cell<Vec<f64>> = const { Cell::new(Vec::new()) };

@@ -43,29 +43,33 @@ pub(crate) fn total(terms: &[Tensor]) -> Result<Tensor> {
     terms.try_fold(first, |sum, term| Ok((sum + term)?))
 }
 
-/// `[B, ..]` to `[B, N]`; an error for an empty batch or empty rows.
-pub(crate) fn flatten(method: &'static str, what: &str, x: &Tensor) -> Result<Tensor> {
+/// The number of samples of `[B, ..]`; an error for an empty batch or empty rows.
+fn samples(method: &'static str, what: &str, x: &Tensor) -> Result<usize> {
     float(method, what, x)?;
-    if x.rank() == 0 || x.elem_count() == 0 {
-        return Err(Error::Shape {
+    match *x.dims() {
+        [b, ..] if x.elem_count() > 0 => Ok(b),
+        _ => Err(Error::Shape {
             method,
             what: what.to_string(),
             expected: "[B, ..] with at least one element".into(),
             found: x.dims().to_vec(),
-        });
+        }),
     }
-    let b = x.dims()[0];
-    Ok(x.reshape((b, x.elem_count() / b))?)
+}
+
+/// Checks that two tensors hold as many samples, and returns their number and the detached teacher.
+pub(crate) fn batches(method: &'static str, student: &Tensor, teacher: &Tensor) -> Result<(usize, Tensor)> {
+    let b = samples(method, "student features", student)?;
+    if samples(method, "teacher features", teacher)? != b {
+        return Err(mismatch(method, "batch sizes must agree", student, teacher));
+    }
+    Ok((b, teacher.detach()))
 }
 
 /// Both tensors as `[B, N]`, the teacher's detached; the widths may differ, the batch sizes may not.
 pub(crate) fn rows(method: &'static str, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
-    let s = flatten(method, "student features", student)?;
-    let t = flatten(method, "teacher features", &teacher.detach())?;
-    if s.dims()[0] != t.dims()[0] {
-        return Err(mismatch(method, "batch sizes must agree", student, teacher));
-    }
-    Ok((s, t))
+    let (b, teacher) = batches(method, student, teacher)?;
+    Ok((student.reshape((b, ()))?, teacher.reshape((b, ()))?))
 }
 
 /// Refuses integers, for which candle panics or returns nonsense.

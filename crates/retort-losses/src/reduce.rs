@@ -250,36 +250,6 @@ pub(crate) fn normalize_rows(x: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Normalize { eps })?)
 }
 
-struct Known {
-    value: f64,
-    gradient: Tensor,
-}
-
-impl CustomOp1 for Known {
-    fn name(&self) -> &'static str {
-        "loss with known gradient"
-    }
-    fn cpu_fwd(&self, s: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_float!(s, T => Ok(scalar::<T>(self.value)))
-    }
-    fn bwd(&self, _: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        self.gradient.affine(host(g)?, 0.0).map(Some)
-    }
-}
-
-/// The scalar `value`, whose gradient with respect to `x` is the constant `gradient` (of the shape of `x`).
-///
-/// For losses with a gradient in closed form: nothing that was needed to work it out stays in the graph, and nothing
-/// that changes between forward and backward (memory banks) can spoil it.
-pub(crate) fn with_gradient(value: f64, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    let gradient = gradient.detach().to_dtype(x.dtype())?;
-    if !x.device().is_cpu() {
-        let moved = ((x - x.detach())? * gradient)?;
-        return Ok(scaled_sum(&moved, 1.0)?.affine(1.0, value)?);
-    }
-    Ok(x.contiguous()?.apply_op1(Known { value, gradient: gradient.contiguous()? })?)
-}
-
 /// A scalar without gradient, of the type and on the device of `like`.
 pub(crate) fn constant(value: f64, like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::full(value, (), like.device())?.to_dtype(like.dtype())?)

@@ -1,9 +1,9 @@
 //! Residual networks for small images (He et al. 2016, arXiv 1512.03385, section 4.2).
 
-use crate::common::{area, check_images, check_sizes, config_error, halved, map, network_spec};
+use crate::common::{Shown, area, check_images, check_sizes, config_error, halved, map, network_spec};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
-use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
+use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
 
 /// The residual branch of a block.
@@ -146,32 +146,18 @@ impl Network for CifarResNet {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
-        let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
-        let mut x = self.stem.forward(images, mode, Activation::Relu)?;
-        if taps.maps {
-            maps.push(x.clone());
-        }
-        if taps.pre_activations {
-            pre_activations.push(x.clone());
-        }
+        let mut shown = Shown::new(taps);
+        let mut x = self.stem.forward(&FeatureMap::from_tensor(images)?, mode, Activation::Relu)?;
+        shown.stem(&x)?;
         for stage in &self.stages {
             let (last, inner) = stage.split_last().expect("a stage has at least one block");
             for block in inner {
                 x = block.forward(&x, mode)?;
             }
-            if taps.pre_activations {
-                let sum = last.sum(&x, mode)?;
-                x = relu(&sum)?;
-                pre_activations.push(sum);
-            } else {
-                x = last.forward(&x, mode)?;
-            }
-            if taps.maps {
-                maps.push(x.clone());
-            }
+            x = shown.stage(|activation| last.forward_with(&x, mode, activation))?;
         }
-        let embedding = global_avg_pool2d(&x)?;
-        Ok(Outputs { logits: self.classifier.forward(&embedding)?, embedding, maps, pre_activations })
+        let embedding = x.global_avg_pool2d()?;
+        Ok(shown.outputs(self.classifier.forward(&embedding)?, embedding))
     }
 }
 
@@ -215,27 +201,22 @@ impl ResidualBlock {
         Ok(Self { inner: convolutions, last, shortcut })
     }
 
-    /// Input of the last convolution, and the shortcut's output.
-    fn branches(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<(Tensor, Tensor)> {
+    fn forward(&self, x: &FeatureMap, mode: Mode) -> retort_nn::Result<FeatureMap> {
+        self.forward_with(x, mode, Activation::Relu)
+    }
+
+    /// The sum before the last ReLU is the pre-activation feature.
+    fn forward_with(&self, x: &FeatureMap, mode: Mode, activation: Activation) -> retort_nn::Result<FeatureMap> {
         let mut y = x.clone();
         for conv in &self.inner {
             y = conv.forward(&y, mode, Activation::Relu)?;
         }
-        let shortcut = match &self.shortcut {
-            Some(projection) => projection.forward(x, mode, Activation::None)?,
-            None => x.clone(),
-        };
-        Ok((y, shortcut))
-    }
-
-    fn forward(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
-        let (y, shortcut) = self.branches(x, mode)?;
-        self.last.forward_add_relu(&y, &shortcut, mode)
-    }
-
-    /// The sum before the last ReLU: the pre-activation feature.
-    fn sum(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
-        let (y, shortcut) = self.branches(x, mode)?;
-        Ok((self.last.forward(&y, mode, Activation::None)? + shortcut)?)
+        match &self.shortcut {
+            Some(projection) => {
+                let shortcut = projection.forward(x, mode, Activation::None)?;
+                self.last.forward_add(&y, &shortcut, mode, activation)
+            }
+            None => self.last.forward_add(&y, x, mode, activation),
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::{Error, ModelConfig, Result};
 use candle_core::Tensor;
-use retort_nn::{MapShape, NetworkSpec};
+use retort_kernels::{Activation, FeatureMap};
+use retort_nn::{MapShape, NetworkSpec, Outputs, Taps};
 
 /// An [`Error::Config`].
 pub(crate) fn config_error(model: &str, message: impl Into<String>) -> Error {
@@ -56,4 +57,61 @@ pub(crate) fn map(channels: usize, [height, width]: [usize; 2]) -> MapShape {
 /// Positions of a map.
 pub(crate) fn area(map: &MapShape) -> usize {
     map.height * map.width
+}
+
+/// What a network shows of itself, collected on the way.
+pub(crate) struct Shown {
+    taps: Taps,
+    maps: Vec<Tensor>,
+    pre_activations: Vec<Tensor>,
+}
+
+impl Shown {
+    pub(crate) fn new(taps: Taps) -> Self {
+        Self { taps, maps: Vec::new(), pre_activations: Vec::new() }
+    }
+
+    /// f0, which is its own pre-activation.
+    pub(crate) fn stem(&mut self, x: &FeatureMap) -> retort_nn::Result<()> {
+        self.map(x)?;
+        if self.taps.pre_activations {
+            self.pre_activations.push(x.to_tensor()?);
+        }
+        Ok(())
+    }
+
+    /// A map.
+    pub(crate) fn map(&mut self, x: &FeatureMap) -> retort_nn::Result<()> {
+        if self.taps.maps {
+            self.maps.push(x.to_tensor()?);
+        }
+        Ok(())
+    }
+
+    /// A value and its ReLU, in one pass where nobody asks for the value before it.
+    pub(crate) fn activated(
+        &mut self,
+        compute: impl FnOnce(Activation) -> retort_nn::Result<FeatureMap>,
+    ) -> retort_nn::Result<FeatureMap> {
+        if !self.taps.pre_activations {
+            return compute(Activation::Relu);
+        }
+        let value = compute(Activation::None)?;
+        self.pre_activations.push(value.to_tensor()?);
+        Ok(value.relu()?)
+    }
+
+    /// The end of a stage: its last map before and after the ReLU.
+    pub(crate) fn stage(
+        &mut self,
+        compute: impl FnOnce(Activation) -> retort_nn::Result<FeatureMap>,
+    ) -> retort_nn::Result<FeatureMap> {
+        let x = self.activated(compute)?;
+        self.map(&x)?;
+        Ok(x)
+    }
+
+    pub(crate) fn outputs(self, logits: Tensor, embedding: Tensor) -> Outputs {
+        Outputs { logits, embedding, maps: self.maps, pre_activations: self.pre_activations }
+    }
 }

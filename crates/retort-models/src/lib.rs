@@ -4,7 +4,6 @@
 mod cifar_resnet;
 mod common;
 mod error;
-mod layers;
 mod registry;
 mod vgg;
 mod wide_resnet;

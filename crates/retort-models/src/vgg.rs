@@ -1,12 +1,11 @@
 //! VGG with batch norm for small images (Simonyan and Zisserman 2015, arXiv 1409.1556; normalised, with one linear
 //! layer in place of three, as in RepDistiller).
 
-use crate::common::{area, check_images, check_sizes, config_error, map, network_spec};
-use crate::layers::BiasedConvBatchNorm;
+use crate::common::{Shown, area, check_images, check_sizes, config_error, map, network_spec};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
-use retort_kernels::{Activation, Conv2dSpec, Pool2dSpec, global_avg_pool2d, max_pool2d, relu};
-use retort_nn::{Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
+use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec};
+use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
 
 /// Channels and convolutions of the five blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +81,7 @@ pub struct Vgg {
 
 /// Units of convolution, batch norm and ReLU, and whether a pooling follows.
 struct VggBlock {
-    units: Vec<BiasedConvBatchNorm>,
+    units: Vec<ConvBatchNorm>,
     pooled: bool,
 }
 
@@ -100,9 +99,10 @@ impl Vgg {
             let (scope, to) = (scope.child(format!("block{block}")), shape.channels);
             let mut units = Vec::new();
             for j in 0..convolutions {
-                let names = [(3 * j).to_string(), (3 * j + 1).to_string()];
+                let (conv, norm) = ((3 * j).to_string(), (3 * j + 1).to_string());
                 let (shape, spec) = ([to, from, 3, 3], Conv2dSpec::new(1, 1));
-                units.push(BiasedConvBatchNorm::new(&scope, names, shape, spec, Init::KaimingNormalFanOut)?);
+                let init = [Init::KaimingNormalFanOut, Init::Constant(0.0)];
+                units.push(ConvBatchNorm::with_bias(&scope, [&conv, &norm], shape, spec, init)?);
                 from = to;
             }
             blocks.push(VggBlock { units, pooled: is_pooled(block, config) });
@@ -122,31 +122,24 @@ impl Network for Vgg {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
-        let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
-        let mut x = images.clone();
+        let mut shown = Shown::new(taps);
+        let mut x = FeatureMap::from_tensor(images)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let (last, inner) = block.units.split_last().expect("a block has at least one convolution");
             for unit in inner {
                 x = unit.forward(&x, mode, Activation::Relu)?;
             }
-            if taps.pre_activations && index > 0 {
-                let normalised = last.forward(&x, mode, Activation::None)?;
-                x = relu(&normalised)?;
-                pre_activations.push(normalised);
-            } else {
+            if index == 0 {
                 x = last.forward(&x, mode, Activation::Relu)?;
-                if taps.pre_activations {
-                    pre_activations.push(x.clone());
-                }
-            }
-            if taps.maps {
-                maps.push(x.clone());
+                shown.stem(&x)?;
+            } else {
+                x = shown.stage(|activation| last.forward(&x, mode, activation))?;
             }
             if block.pooled {
-                x = max_pool2d(&x, &Pool2dSpec::new(2, 2, 0))?;
+                x = x.max_pool2d(&Pool2dSpec::new(2, 2, 0))?;
             }
         }
-        let embedding = global_avg_pool2d(&x)?;
-        Ok(Outputs { logits: self.classifier.forward(&embedding)?, embedding, maps, pre_activations })
+        let embedding = x.global_avg_pool2d()?;
+        Ok(shown.outputs(self.classifier.forward(&embedding)?, embedding))
     }
 }

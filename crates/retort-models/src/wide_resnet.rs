@@ -1,10 +1,9 @@
 //! Wide residual networks (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
-use crate::common::{area, check_images, check_sizes, config_error, halved, map, network_spec};
-use crate::layers::ConvAdd;
+use crate::common::{Shown, area, check_images, check_sizes, config_error, halved, map, network_spec};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
-use retort_kernels::{Activation, Conv2dSpec, global_avg_pool2d, relu};
+use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{
     BatchNorm, Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps,
 };
@@ -119,38 +118,23 @@ impl Network for WideResNet {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
-        let (mut maps, mut pre_activations) = (Vec::new(), Vec::new());
-        let mut x = self.stem.forward(images)?;
-        if taps.maps {
-            maps.push(x.clone());
-        }
-        if taps.pre_activations {
-            pre_activations.push(x.clone());
-        }
+        let mut shown = Shown::new(taps);
+        let mut x = self.stem.forward(&FeatureMap::from_tensor(images)?)?;
+        shown.stem(&x)?;
         for (group, blocks) in self.groups.iter().enumerate() {
             for (index, block) in blocks.iter().enumerate() {
                 // The first normalisation of a group is the pre-activation of the group before it; f0 has none.
-                let tap = taps.pre_activations && group > 0 && index == 0;
-                let activated = activate(&block.norm, &x, mode, tap.then_some(&mut pre_activations))?;
+                let normalise = |activation| block.norm.forward(&x, mode, activation);
+                let activated =
+                    if group > 0 && index == 0 { shown.activated(normalise)? } else { normalise(Activation::Relu)? };
                 x = block.forward(&x, &activated, mode)?;
             }
-            if taps.maps {
-                maps.push(x.clone());
-            }
+            shown.map(&x)?;
         }
-        let activated = activate(&self.norm, &x, mode, taps.pre_activations.then_some(&mut pre_activations))?;
-        let embedding = global_avg_pool2d(&activated)?;
-        Ok(Outputs { logits: self.classifier.forward(&embedding)?, embedding, maps, pre_activations })
+        let activated = shown.activated(|activation| self.norm.forward(&x, mode, activation))?;
+        let embedding = activated.global_avg_pool2d()?;
+        Ok(shown.outputs(self.classifier.forward(&embedding)?, embedding))
     }
-}
-
-/// `relu(norm(x))`; the value before the ReLU goes to `tap`. One evaluation of `norm` in either case.
-fn activate(norm: &BatchNorm, x: &Tensor, mode: Mode, tap: Option<&mut Vec<Tensor>>) -> retort_nn::Result<Tensor> {
-    let Some(tap) = tap else { return norm.forward(x, mode, Activation::Relu) };
-    let normalised = norm.forward(x, mode, Activation::None)?;
-    let activated = relu(&normalised)?;
-    tap.push(normalised);
-    Ok(activated)
 }
 
 /// `shortcut + conv2(relu(bn2(conv1(a))))` for `a = relu(norm(x))`.
@@ -158,7 +142,7 @@ struct PreActivationBlock {
     norm: BatchNorm,
     /// `conv1` and `bn2`.
     inner: ConvBatchNorm,
-    last: ConvAdd,
+    last: Conv2d,
     shortcut: Option<Conv2d>,
 }
 
@@ -175,17 +159,17 @@ impl PreActivationBlock {
         Ok(Self {
             norm: BatchNorm::new(&scope.child("bn1"), from)?,
             inner: ConvBatchNorm::new(scope, "conv1", "bn2", [to, from, 3, 3], Conv2dSpec::new(stride, 1), init)?,
-            last: ConvAdd::new(&scope.child("conv2"), [to, to, 3, 3], Conv2dSpec::new(1, 1), init)?,
+            last: Conv2d::new(&scope.child("conv2"), [to, to, 3, 3], Conv2dSpec::new(1, 1), init)?,
             shortcut,
         })
     }
 
     /// `activated` is `relu(norm(x))`; the identity shortcut takes the raw `x`, the projection the activated one.
-    fn forward(&self, x: &Tensor, activated: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
+    fn forward(&self, x: &FeatureMap, activated: &FeatureMap, mode: Mode) -> retort_nn::Result<FeatureMap> {
         let y = self.inner.forward(activated, mode, Activation::Relu)?;
         match &self.shortcut {
-            Some(projection) => self.last.forward(&y, &projection.forward(activated)?),
-            None => self.last.forward(&y, x),
+            Some(projection) => self.last.forward_with(&y, Some(&projection.forward(activated)?), Activation::None),
+            None => self.last.forward_with(&y, Some(x), Activation::None),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Buffer, Error, Init, Mode, Result, Scope};
 use candle_core::{DType, Tensor};
-use retort_kernels::{Activation, Conv2dSpec};
+use retort_kernels::{Activation, BatchStats, Conv2dSpec, FeatureMap, batch_norm_eval, batch_norm_train};
 
 /// 2-D convolution, weight `[C_out, C_in / groups, k_h, k_w]` under `weight`, optional `bias`.
 #[derive(Clone)]
@@ -38,8 +38,22 @@ impl Conv2d {
     /// # Errors
     ///
     /// Shapes that do not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(retort_kernels::conv2d(x, &self.weight, self.bias.as_ref(), &self.spec)?)
+    pub fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        self.forward_with(x, None, Activation::None)
+    }
+
+    /// `act(conv(x) + residual)` in one pass.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit.
+    pub fn forward_with(
+        &self,
+        x: &FeatureMap,
+        residual: Option<&FeatureMap>,
+        activation: Activation,
+    ) -> Result<FeatureMap> {
+        Ok(x.conv2d(&self.weight, self.bias.as_ref(), residual, activation, &self.spec)?)
     }
 }
 
@@ -121,31 +135,49 @@ impl BatchNorm {
         })
     }
 
-    /// Normalises and activates in one pass.
+    /// Normalises and activates feature maps.
     ///
     /// # Errors
     ///
     /// One value per channel in training mode (the variance is undefined), or training mode in a frozen network.
-    pub fn forward(&self, x: &Tensor, mode: Mode, activation: Activation) -> Result<Tensor> {
+    pub fn forward(&self, x: &FeatureMap, mode: Mode, activation: Activation) -> Result<FeatureMap> {
+        let affine = [&self.weight, &self.bias];
+        if mode == Mode::Eval {
+            let running = [&self.running_mean.get(), &self.running_var.get()];
+            return Ok(x.batch_norm_eval(affine, running, self.eps, activation)?);
+        }
+        self.check_trainable()?;
+        let (y, stats) = x.batch_norm_train(affine, self.eps, activation)?;
+        self.track(&stats)?;
+        Ok(y)
+    }
+
+    /// The same for vectors, `[B, C]`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`BatchNorm::forward`].
+    pub fn forward_vectors(&self, x: &Tensor, mode: Mode, activation: Activation) -> Result<Tensor> {
         if mode == Mode::Eval {
             let (mean, var) = (self.running_mean.get(), self.running_var.get());
-            return Ok(retort_kernels::batch_norm_eval(
-                x,
-                &self.weight,
-                &self.bias,
-                &mean,
-                &var,
-                self.eps,
-                activation,
-            )?);
+            return Ok(batch_norm_eval(x, &self.weight, &self.bias, &mean, &var, self.eps, activation)?);
         }
+        self.check_trainable()?;
+        let (y, stats) = batch_norm_train(x, &self.weight, &self.bias, self.eps, activation)?;
+        self.track(&stats)?;
+        Ok(y)
+    }
+
+    fn check_trainable(&self) -> Result<()> {
         if self.frozen {
             return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
         }
-        let (y, stats) = retort_kernels::batch_norm_train(x, &self.weight, &self.bias, self.eps, activation)?;
+        Ok(())
+    }
+
+    fn track(&self, stats: &BatchStats) -> Result<()> {
         self.update(&self.running_mean, stats.mean.clone())?;
-        self.update(&self.running_var, stats.unbiased_var())?;
-        Ok(y)
+        self.update(&self.running_var, stats.unbiased_var())
     }
 
     fn update(&self, buffer: &Buffer, batch: Vec<f64>) -> Result<()> {
@@ -156,21 +188,23 @@ impl BatchNorm {
         buffer.set(&Tensor::from_vec(new, old.dims(), old.device())?.to_dtype(old.dtype())?)
     }
 
-    /// `(scale, shift)` of the evaluation mode as vectors: `y = scale x + shift` per channel.
+    /// `(scale, shift)` of the evaluation mode as vectors in `f64`: `y = scale x + shift` per channel.
     fn affine(&self) -> Result<(Tensor, Tensor)> {
-        let dtype = self.weight.dtype();
         let wide = |t: &Tensor| t.detach().to_dtype(DType::F64);
         let std = (wide(&self.running_var.get())? + self.eps)?.sqrt()?;
         let scale = (wide(&self.weight)? / std)?;
         let shift = (wide(&self.bias)? - (wide(&self.running_mean.get())? * &scale)?)?;
-        Ok((scale.to_dtype(dtype)?, shift.to_dtype(dtype)?))
+        Ok((scale, shift))
     }
 }
 
-/// A convolution without bias followed by batch norm: the unit of residual networks.
+/// A convolution followed by batch norm: the unit of convolutional networks.
 ///
 /// In a frozen network the normalisation is folded into weight and bias once, and residual addition
 /// and ReLU happen in the convolution's own pass; the outputs agree with the unfolded form up to rounding.
+///
+/// A bias of the convolution is cancelled by the batch statistics, so that its gradient in training is rounding noise
+/// around zero; VGG has one all the same: it counts as a parameter and moves the running mean.
 #[derive(Clone)]
 pub struct ConvBatchNorm(Form);
 
@@ -181,7 +215,7 @@ enum Form {
 }
 
 impl ConvBatchNorm {
-    /// The convolution lives under `conv_name`, the normalisation under `norm_name` of `scope`.
+    /// Without bias; the convolution lives under `conv_name`, the normalisation under `norm_name` of `scope`.
     ///
     /// # Errors
     ///
@@ -195,13 +229,40 @@ impl ConvBatchNorm {
         init: Init,
     ) -> Result<Self> {
         let conv = Conv2d::new(&scope.child(conv_name), shape, spec, init)?;
-        let norm = BatchNorm::new(&scope.child(norm_name), shape[0])?;
+        Self::of(scope, conv, &scope.child(norm_name), shape[0])
+    }
+
+    /// The same with a bias of the convolution that starts by `bias`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn with_bias(
+        scope: &Scope,
+        [conv_name, norm_name]: [&str; 2],
+        shape: [usize; 4],
+        spec: Conv2dSpec,
+        [init, bias]: [Init; 2],
+    ) -> Result<Self> {
+        let conv = Conv2d::with_bias(&scope.child(conv_name), shape, spec, init, bias)?;
+        Self::of(scope, conv, &scope.child(norm_name), shape[0])
+    }
+
+    fn of(scope: &Scope, conv: Conv2d, norm: &Scope, channels: usize) -> Result<Self> {
+        let norm = BatchNorm::new(norm, channels)?;
         if !scope.is_frozen() {
             return Ok(Self(Form::Trainable { conv, norm }));
         }
+        let wide = |t: &Tensor| t.to_dtype(DType::F64);
         let (scale, shift) = norm.affine()?;
-        let weight = conv.weight.broadcast_mul(&scale.reshape((shape[0], 1, 1, 1))?)?.contiguous()?;
-        Ok(Self(Form::Folded(Conv2d { weight, bias: Some(shift), spec: conv.spec })))
+        let weight = wide(&conv.weight)?.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?;
+        let bias = match &conv.bias {
+            Some(bias) => ((wide(bias)? * scale)? + shift)?,
+            None => shift,
+        };
+        let dtype = conv.weight.dtype();
+        let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, Some(bias.to_dtype(dtype)?));
+        Ok(Self(Form::Folded(Conv2d { weight, bias, spec: conv.spec })))
     }
 
     /// `act(bn(conv(x)))`.
@@ -209,43 +270,46 @@ impl ConvBatchNorm {
     /// # Errors
     ///
     /// Shapes that do not fit, or training mode in a frozen network.
-    pub fn forward(&self, x: &Tensor, mode: Mode, activation: Activation) -> Result<Tensor> {
+    pub fn forward(&self, x: &FeatureMap, mode: Mode, activation: Activation) -> Result<FeatureMap> {
         match &self.0 {
             Form::Trainable { conv, norm } => norm.forward(&conv.forward(x)?, mode, activation),
             Form::Folded(conv) => conv.frozen(x, None, mode, activation),
         }
     }
 
-    /// `relu(bn(conv(x)) + residual)`.
+    /// `act(bn(conv(x)) + residual)`.
     ///
     /// # Errors
     ///
     /// As for [`ConvBatchNorm::forward`].
-    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor, mode: Mode) -> Result<Tensor> {
+    pub fn forward_add(
+        &self,
+        x: &FeatureMap,
+        residual: &FeatureMap,
+        mode: Mode,
+        activation: Activation,
+    ) -> Result<FeatureMap> {
         match &self.0 {
             Form::Trainable { conv, norm } => {
                 let y = norm.forward(&conv.forward(x)?, mode, Activation::None)?;
-                Ok(retort_kernels::add_relu(&y, residual)?)
+                Ok(y.add(residual, activation)?)
             }
-            Form::Folded(conv) => conv.frozen(x, Some(residual), mode, Activation::Relu),
+            Form::Folded(conv) => conv.frozen(x, Some(residual), mode, activation),
         }
     }
 }
 
 impl Conv2d {
-    fn frozen(&self, x: &Tensor, residual: Option<&Tensor>, mode: Mode, activation: Activation) -> Result<Tensor> {
+    fn frozen(
+        &self,
+        x: &FeatureMap,
+        residual: Option<&FeatureMap>,
+        mode: Mode,
+        activation: Activation,
+    ) -> Result<FeatureMap> {
         if mode == Mode::Train {
             return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
         }
-        // Gradients with respect to the input (adversarial or generative use) need the differentiable path.
-        if x.track_op() || residual.is_some_and(Tensor::track_op) {
-            let y = self.forward(x)?;
-            let y = residual.map_or(Ok(y.clone()), |r| y + r)?;
-            return Ok(match activation {
-                Activation::Relu => retort_kernels::relu(&y)?,
-                Activation::None => y,
-            });
-        }
-        Ok(retort_kernels::conv2d_frozen(x, &self.weight, self.bias.as_ref(), residual, activation, &self.spec)?)
+        self.forward_with(x, residual, activation)
     }
 }

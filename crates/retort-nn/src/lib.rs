@@ -20,6 +20,6 @@ pub use names::nearest;
 pub use network::{MapShape, Mode, Network, NetworkSpec, Outputs, Taps};
 pub use optim::{Optimizer, OptimizerConfig, ParamGroup};
 pub use params::{Buffer, LoadReport, Params, Scope, Tensors};
-pub use retort_kernels::Activation;
+pub use retort_kernels::{Activation, no_grad};
 pub use schedule::{Decay, ScheduleConfig};
 pub use seed::Seed;

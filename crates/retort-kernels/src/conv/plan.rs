@@ -1,135 +1,48 @@
-//! How a convolution is laid out as sums over flat planes.
+//! How a convolution is laid out as sums over flat planes of pixels: positions of sixteen channels.
 //!
-//! Each channel of an image is copied into a zero-padded plane, row after row.
+//! Each block of channels of an image is copied into a zero-padded plane, row after row (`map/conv/planes.rs`).
 //! Where the stride is larger than 1 the padded plane is split into its phases (rows `a, a + s, a + 2s ..` and the same
 //! for columns), each a plane of its own.
-//! Then the output at row `i`, column `j` for one tap is the element `i * width + j + offset` of a plane, with an offset
+//! Then the output at row `i`, column `j` for one tap is the pixel `i * width + j + offset` of a plane, with an offset
 //! that depends on the tap only; so a whole run of outputs, over row ends, is a run of the plane, and any map width
-//! fills the vectors.
+//! fills the tiles of registers.
 //! The columns between the end of an output row and the start of the next hold junk that is never copied out.
 
 use super::geometry::Geometry;
-use crate::raw::copy_run;
-use crate::simd::Float;
 
-/// How the channels of a map are laid out as planes.
+/// How the blocks of a map are laid out as planes.
 #[derive(Debug)]
-pub(super) struct Planes {
+pub(crate) struct Planes {
     /// Size of the map.
-    size: [usize; 2],
+    pub(crate) size: [usize; 2],
     /// First padded row and column of each phase.
-    phases: Vec<[usize; 2]>,
-    step: [usize; 2],
+    pub(crate) phases: Vec<[usize; 2]>,
+    pub(crate) step: [usize; 2],
     /// Rows and columns of zeros before the map.
-    pad: [usize; 2],
-    rows: usize,
-    pub(super) width: usize,
-}
-
-/// Elements of a cache line (of `f32`).
-const LINE: usize = 16;
-
-/// Zeros behind the last plane: vectors read beyond its end.
-const SLACK: usize = 64;
-
-impl Planes {
-    /// Distance between channels in elements: an odd number of cache lines, so that channels do not compete for the
-    /// same sets of the cache.
-    pub(super) fn channel(&self) -> usize {
-        ((self.phases.len() * self.rows * self.width).div_ceil(LINE) | 1) * LINE
-    }
-
-    /// Elements of a buffer for `channels` channels.
-    pub(super) fn buffer(&self, channels: usize) -> usize {
-        (channels * self.channel() + self.width + SLACK).next_multiple_of(LINE)
-    }
-
-    /// Elements of a channel of the map.
-    pub(super) fn map(&self) -> usize {
-        self.size[0] * self.size[1]
-    }
-
-    /// Copies maps into the planes of a buffer of [`Planes::buffer`] elements.
-    #[inline(always)]
-    pub(super) fn fill<T: Float>(&self, maps: &[T], to: &mut [T]) {
-        to.fill(T::default());
-        let planes = maps.chunks_exact(self.map());
-        for (map, to) in planes.zip(to.chunks_exact_mut(self.channel())) {
-            let phases = to.chunks_exact_mut(self.rows * self.width);
-            for (phase, to) in self.phases.iter().zip(phases) {
-                self.fill_phase(*phase, map, to);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn fill_phase<T: Float>(&self, phase: [usize; 2], map: &[T], to: &mut [T]) {
-        if self.step == [1; 2] && self.pad == [0; 2] && self.width == self.size[1] {
-            let n = map.len().min(to.len());
-            return to[..n].copy_from_slice(&map[..n]);
-        }
-        let cols = Span::of(phase[1], self.step[1], self.pad[1], self.size[1]);
-        let first = cols.from.min(self.width);
-        let count = cols.count.min(self.width - first);
-        for (row, to) in to.chunks_exact_mut(self.width).enumerate() {
-            let source = (phase[0] + row * self.step[0]).wrapping_sub(self.pad[0]);
-            if source >= self.size[0] || count == 0 {
-                continue;
-            }
-            let map = &map[source * self.size[1]..(source + 1) * self.size[1]];
-            let (map, to) = (&map[cols.first..], &mut to[first..first + count]);
-            match self.step[1] {
-                1 => copy_run(&map[..count], to),
-                2 => every_second(map, to),
-                step => {
-                    for (to, x) in to.iter_mut().zip(map.iter().step_by(step)) {
-                        *to = *x;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Copies the even elements; in pairs, which vectorises.
-#[inline(always)]
-fn every_second<T: Float>(from: &[T], to: &mut [T]) {
-    let (pairs, rest) = from.as_chunks::<2>();
-    for (to, pair) in to.iter_mut().zip(pairs) {
-        *to = pair[0];
-    }
-    if let (Some(to), [last]) = (to.get_mut(pairs.len()), rest) {
-        *to = *last;
-    }
+    pub(crate) pad: [usize; 2],
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
 }
 
 /// Outputs that share their taps: all of a forward pass, or one phase of an input gradient.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(crate) struct Job {
     /// Taps that contribute.
-    pub(super) taps: Vec<usize>,
+    pub(crate) taps: Vec<usize>,
     /// Their offsets in the source planes.
-    pub(super) offsets: Vec<usize>,
+    pub(crate) offsets: Vec<usize>,
     /// Rows and columns of outputs.
-    pub(super) size: [usize; 2],
+    pub(crate) size: [usize; 2],
     /// Where the first output goes in the target map.
-    pub(super) first: [usize; 2],
+    pub(crate) first: [usize; 2],
     /// Distance of neighbours in the target map.
-    pub(super) step: [usize; 2],
+    pub(crate) step: [usize; 2],
 }
 
 impl Job {
     /// Length of the flat run of outputs.
-    pub(super) fn run(&self, width: usize) -> usize {
+    pub(crate) fn run(&self, width: usize) -> usize {
         (self.size[0] - 1) * width + self.size[1]
-    }
-
-    /// Whether this job has the even columns of the rows of which `other` has the odd ones.
-    pub(super) fn interleaves(&self, other: &Self) -> bool {
-        self.step[1] == 2
-            && self.first[0] == other.first[0]
-            && self.size[0] == other.size[0]
-            && (self.first[1], other.first[1]) == (0, 1)
     }
 }
 
@@ -139,7 +52,7 @@ fn shared(pad: usize, step: usize, width: usize, size: usize) -> usize {
 }
 
 /// The forward pass: planes of the input, one job.
-pub(super) fn forward(g: &Geometry) -> (Planes, Job) {
+pub(crate) fn forward(g: &Geometry) -> (Planes, Job) {
     let stride = g.spec.stride;
     let mut phases: Vec<[usize; 2]> = Vec::new();
     let mut extent = [0; 2];
@@ -167,16 +80,16 @@ pub(super) fn forward(g: &Geometry) -> (Planes, Job) {
 }
 
 /// One axis of the part of a map that lies in one phase of its padded plane.
-struct Span {
+pub(crate) struct Span {
     /// First index in the phase.
-    from: usize,
-    count: usize,
+    pub(crate) from: usize,
+    pub(crate) count: usize,
     /// Where that is in the map.
-    first: usize,
+    pub(crate) first: usize,
 }
 
 impl Span {
-    fn of(phase: usize, stride: usize, padding: usize, size: usize) -> Self {
+    pub(crate) fn of(phase: usize, stride: usize, padding: usize, size: usize) -> Self {
         let from = padding.saturating_sub(phase).div_ceil(stride);
         let first = phase + from * stride - padding;
         Self { from, count: size.saturating_sub(first).div_ceil(stride), first: first.min(size) }
@@ -186,7 +99,7 @@ impl Span {
 /// The input gradient: planes of the output gradient, one job for each phase of the input.
 ///
 /// Input positions that no output depends on have no taps, and get zeros.
-pub(super) fn backward(g: &Geometry) -> (Planes, Vec<Job>) {
+pub(crate) fn backward(g: &Geometry) -> (Planes, Vec<Job>) {
     let stride = g.spec.stride;
     let mut jobs = Vec::new();
     // Furthest a tap looks back, and the first and last index that is asked for, on each axis.
@@ -195,8 +108,10 @@ pub(super) fn backward(g: &Geometry) -> (Planes, Vec<Job>) {
         let tap = g.tap(t);
         back = [back[0].max(tap[0] / stride[0]), back[1].max(tap[1] / stride[1])];
     }
-    for a in 0..stride[0] {
-        for b in 0..stride[1] {
+    // Phases beyond the padded input are empty.
+    let phases = [0, 1].map(|i| stride[i].min(g.input[i] + g.spec.padding[i]));
+    for a in 0..phases[0] {
+        for b in 0..phases[1] {
             let rows = Span::of(a, stride[0], g.spec.padding[0], g.input[0]);
             let cols = Span::of(b, stride[1], g.spec.padding[1], g.input[1]);
             if rows.count == 0 || cols.count == 0 {

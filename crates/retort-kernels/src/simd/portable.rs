@@ -1,10 +1,21 @@
 //! A plain array as a vector.
 
 use super::{Float, Simd};
+use crate::pointwise::relu_of;
 
 /// `N` numbers; the compiler turns the loops into what the target has.
 #[derive(Clone, Copy)]
 pub(crate) struct Array<T, const N: usize>([T; N]);
+
+impl<T: Float, const N: usize> Array<T, N> {
+    #[inline(always)]
+    fn zip(mut self, other: Self, f: impl Fn(T, T) -> T) -> Self {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            *a = f(*a, b);
+        }
+        self
+    }
+}
 
 impl<T: Float, const N: usize> Simd for Array<T, N> {
     type Elem = T;
@@ -33,6 +44,22 @@ impl<T: Float, const N: usize> Simd for Array<T, N> {
             *sum += a * b;
         }
         Self(sum)
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn positive(self) -> Self {
+        self.zip(self, |a, _| relu_of(a))
+    }
+    #[inline(always)]
+    unsafe fn where_positive(self, gate: Self) -> Self {
+        self.zip(gate, |a, gate| if gate <= T::default() { T::default() } else { a })
     }
     #[inline(always)]
     unsafe fn sum(self) -> T {

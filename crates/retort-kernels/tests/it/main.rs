@@ -2,6 +2,8 @@
 
 mod conv;
 mod errors;
+mod loss;
+mod map;
 mod norm;
 mod pointwise;
 mod pool;

@@ -1,6 +1,7 @@
 //! Numbers without a generator, finite differences, plain loops.
 
-use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use retort_kernels::Conv2dSpec;
 
 /// Numbers in -1..1 that look random; the same for the same salt.
 pub(crate) fn numbers(count: usize, salt: u64) -> Vec<f64> {
@@ -15,7 +16,7 @@ pub(crate) fn numbers(count: usize, salt: u64) -> Vec<f64> {
         .collect()
 }
 
-pub(crate) fn random(shape: impl Into<Shape>, salt: u64) -> Tensor {
+pub(crate) fn random(shape: impl Into<candle_core::Shape>, salt: u64) -> Tensor {
     let shape = shape.into();
     Tensor::from_vec(numbers(shape.elem_count(), salt), shape, &Device::Cpu).unwrap()
 }
@@ -87,4 +88,74 @@ pub(crate) fn check_gradients(name: &str, f: &dyn Fn(&[Tensor]) -> Tensor, input
 
 pub(crate) fn f32s(tensors: &[Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|t| t.to_dtype(DType::F32).unwrap()).collect()
+}
+
+/// One convolution: batch, channels in and out, height and width; kernel.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) sizes: [usize; 5],
+    pub(crate) kernel: [usize; 2],
+    pub(crate) spec: Conv2dSpec,
+}
+
+impl Shape {
+    /// Three by three, with a border of one.
+    pub(crate) fn simple(sizes: [usize; 5]) -> Self {
+        Self { sizes, kernel: [3, 3], spec: Conv2dSpec::new(1, 1) }
+    }
+
+    fn output(&self) -> [usize; 2] {
+        self.spec.output_size([self.sizes[3], self.sizes[4]], self.kernel).unwrap()
+    }
+
+    pub(crate) fn multiplications(&self) -> usize {
+        let ([b, i, o, ..], [kh, kw], [oh, ow]) = (self.sizes, self.kernel, self.output());
+        b * o * i / self.spec.groups * kh * kw * oh * ow
+    }
+
+    pub(crate) fn inputs(&self) -> Vec<Tensor> {
+        let ([b, i, o, h, w], [kh, kw]) = (self.sizes, self.kernel);
+        f32s(&[random((b, i, h, w), 1), random((o, i / self.spec.groups, kh, kw), 2), random(o, 3)])
+    }
+
+    /// Of each tap of an axis the outputs, each with the place that it reads.
+    fn reads(&self, axis: usize) -> Vec<Vec<(usize, usize)>> {
+        let (size, out, spec) = (self.sizes[3 + axis], self.output()[axis], &self.spec);
+        let place =
+            |tap: usize, i: usize| (i * spec.stride[axis] + tap * spec.dilation[axis]).wrapping_sub(spec.padding[axis]);
+        let taps = 0..self.kernel[axis];
+        taps.map(|tap| (0..out).map(|i| (i, place(tap, i))).filter(|&(_, at)| at < size).collect()).collect()
+    }
+
+    /// The result and the gradients of input, weight and bias, by definition and in `f64`.
+    pub(crate) fn loops(&self, inputs: &[Tensor]) -> [Tensor; 4] {
+        let ([b, c, o, h, w], [oh, ow]) = (self.sizes, self.output());
+        let (rows, cols, per_group) = (self.reads(0), self.reads(1), c / self.spec.groups);
+        let [x, weight, bias] = [0, 1, 2].map(|i| values(&inputs[i]));
+        let dy = values(&random((b, o, oh, ow), 99).to_dtype(DType::F32).unwrap());
+        let mut y: Vec<f64> = (0..dy.len()).map(|at| bias[at / (oh * ow) % o]).collect();
+        let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; weight.len()], vec![0.0; o]);
+        for (at, g) in dy.iter().enumerate() {
+            db[at / (oh * ow) % o] += g;
+        }
+        for (n, f, k) in (0..b * o * per_group).map(|at| (at / (o * per_group), at / per_group % o, at % per_group)) {
+            let (at_y, at_x) = ((n * o + f) * oh * ow, (n * c + f / (o / self.spec.groups) * per_group + k) * h * w);
+            for (t, (rows, cols)) in rows.iter().flat_map(|r| cols.iter().map(move |c| (r, c))).enumerate() {
+                let tap = (f * per_group + k) * self.kernel[0] * self.kernel[1] + t;
+                let mut sum = 0.0;
+                for &(i, row) in rows {
+                    for &(j, col) in cols {
+                        let (p, q) = (at_y + i * ow + j, at_x + row * w + col);
+                        y[p] += weight[tap] * x[q];
+                        dx[q] += weight[tap] * dy[p];
+                        sum += x[q] * dy[p];
+                    }
+                }
+                dw[tap] += sum;
+            }
+        }
+        let of = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu).unwrap();
+        let y = Tensor::from_vec(y, (b, o, oh, ow), &Device::Cpu).unwrap();
+        [y, of(dx, &inputs[0]), of(dw, &inputs[1]), of(db, &inputs[2])]
+    }
 }

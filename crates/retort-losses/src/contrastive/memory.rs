@@ -1,10 +1,10 @@
 //! Memory banks and the noise-contrastive loss on them.
 
+use super::anchor::Anchor;
 use crate::config::check;
-use crate::reduce::{self, sigmoid_of, softplus_of};
-use crate::{Error, Result, ops};
-use candle_core::{DType, Device, Tensor, Var};
-use rayon::prelude::*;
+use crate::{Error, Result, ops, reduce};
+use candle_core::{DType, Device, Tensor};
+use retort_kernels::{logistic_contrast, with_gradient};
 use retort_nn::{Init, Seed, Tensors};
 
 const METHOD: &str = "crd";
@@ -228,7 +228,7 @@ impl CrdMemory {
         let anchor_t = Anchor::new(&e_t, &self.student_bank, contrast)?;
         let log_z = match self.log_z {
             Some(z) => z,
-            None => [self.initial_log_z(&anchor_s.values), self.initial_log_z(&anchor_t.values)],
+            None => [self.initial_log_z(&anchor_s)?, self.initial_log_z(&anchor_t)?],
         };
         let loss_s = self.nce(&e_s, &anchor_s, log_z[0])?;
         let loss_t = self.nce(&e_t, &anchor_t, log_z[1])?;
@@ -243,41 +243,34 @@ impl CrdMemory {
             student: e_s.detach(),
             teacher: e_t.detach(),
             z: log_z.map(f64::exp),
-            products: [anchor_s.products.detach(), anchor_t.products.detach()],
+            products: [anchor_s.products(), anchor_t.products()],
             temperature: self.config.temperature,
             log_z,
         })
     }
 
     /// `ln(n * mean(exp(product / temperature)))`.
-    fn initial_log_z(&self, products: &[f64]) -> f64 {
+    fn initial_log_z(&self, anchor: &Anchor<'_>) -> Result<f64> {
+        let products = reduce::wide(&anchor.products())?;
         let scale = 1.0 / self.config.temperature;
         let max = products.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x)) * scale;
         let sum: f64 = products.iter().map(|&x| (x * scale - max).exp()).sum();
-        max + (self.rows() as f64 * sum / products.len() as f64).ln()
+        Ok(max + (self.rows() as f64 * sum / products.len() as f64).ln())
     }
 
-    fn nce(&self, embedding: &Tensor, anchor: &Anchor, log_z: f64) -> Result<Tensor> {
-        let b = embedding.dims()[0];
-        let width = anchor.values.len() / b;
-        let noise = (width - 1) as f64 / self.rows() as f64;
-        let row = NceRow {
-            scale: 1.0 / self.config.temperature,
-            shift: -log_z - (noise + self.config.eps).ln(),
-            offset: (self.config.eps / noise).ln_1p(),
-        };
-        let mut slopes = vec![0.0; anchor.values.len()];
-        let losses: Vec<f64> = slopes
-            .par_chunks_mut(width)
-            .zip(anchor.values.par_chunks(width))
-            .map(|(slopes, products)| row.evaluate(products, slopes))
-            .collect();
-        let value = losses.iter().sum::<f64>() / b as f64;
+    fn nce(&self, embedding: &Tensor, anchor: &Anchor<'_>, log_z: f64) -> Result<Tensor> {
+        let products = anchor.products();
+        let negatives = (products.dims()[1] - 1) as f64;
+        let noise = negatives / self.rows() as f64;
+        // The logistic function of `ln(x / (c + eps))`.
+        let shift = -log_z - (noise + self.config.eps).ln();
+        let (value, slopes) = logistic_contrast(&products, 1.0 / self.config.temperature, shift)?;
+        // Every negative adds `ln((c + eps) / c)`.
+        let value = value + negatives * (self.config.eps / noise).ln_1p();
         if !embedding.track_op() {
             return reduce::constant(value, embedding);
         }
-        let slopes: Vec<f64> = slopes.into_iter().map(|w| w / b as f64).collect();
-        reduce::with_gradient(value, embedding, &anchor.gradient(slopes)?)
+        Ok(with_gradient(value, embedding, &anchor.gradient(&slopes)?)?)
     }
 
     /// Moves the rows of this batch's samples: `row <- normalize(momentum * row + (1 - momentum) * embedding)`.
@@ -373,102 +366,5 @@ impl CrdMemory {
         };
         (self.student_bank, self.teacher_bank, self.log_z) = (student_bank, teacher_bank, log_z);
         Ok(())
-    }
-}
-
-/// Inner products of one side's embeddings with the rows of the other side's bank.
-struct Anchor {
-    /// A private copy of the embeddings, so that the gradient stops here.
-    variable: Var,
-    products: Tensor,
-    values: Vec<f64>,
-}
-
-impl Anchor {
-    fn new(embedding: &Tensor, bank: &Tensor, contrast: &[u32]) -> Result<Self> {
-        let variable = Var::from_tensor(&embedding.detach().copy()?)?;
-        let products = retort_kernels::gather_dot(&variable, bank, contrast)?;
-        let values = reduce::wide(&products)?;
-        Ok(Self { variable, products, values })
-    }
-
-    /// `sum_k slope[b, k] * bank[contrast[b, k]]`: the backward pass of the products.
-    fn gradient(&self, slopes: Vec<f64>) -> Result<Tensor> {
-        let slopes = Tensor::from_vec(slopes, self.products.shape(), self.products.device())?;
-        let weighted = (&self.products * slopes.to_dtype(self.products.dtype())?)?;
-        let mut grads = reduce::sum_all(&weighted)?.backward()?;
-        Ok(grads.remove(&self.variable).expect("the products depend on the embeddings"))
-    }
-}
-
-/// The noise-contrastive loss of one sample; `h = scale * product + shift = ln(x / (c + eps))`.
-struct NceRow {
-    scale: f64,
-    shift: f64,
-    /// `ln((c + eps) / c)`, which every negative adds.
-    offset: f64,
-}
-
-impl NceRow {
-    /// Returns the loss and writes its derivative with respect to every product.
-    fn evaluate(&self, products: &[f64], slopes: &mut [f64]) -> f64 {
-        let h = |product: f64| self.scale * product + self.shift;
-        let positive = h(products[0]);
-        slopes[0] = -self.scale * sigmoid_of(-positive);
-        let mut loss = softplus_of(-positive) + self.offset * (products.len() - 1) as f64;
-        // ln(1 + e^h) of several negatives at once, as the logarithm of a product: one logarithm instead of eight.
-        for (products, slopes) in products[1..].chunks(8).zip(slopes[1..].chunks_mut(8)) {
-            let mut factors = 1.0;
-            for (&product, slope) in products.iter().zip(slopes) {
-                let h = h(product);
-                // Eight factors of e^60 stay far from the limit of f64.
-                if h > 60.0 {
-                    loss += softplus_of(h);
-                    *slope = self.scale * sigmoid_of(h);
-                } else {
-                    let e = h.exp();
-                    factors *= 1.0 + e;
-                    *slope = self.scale * (e / (1.0 + e));
-                }
-            }
-            loss += factors.ln();
-        }
-        loss
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_agrees_with_the_formula_as_printed() {
-        // Nine negatives, fifty rows.
-        let (z, c, eps, tau) = (30.0, 9.0 / 50.0, 1e-7, 0.1);
-        let products: Vec<f64> = (0..10).map(|i| (f64::from(i) * 1.3).sin()).collect();
-        let row = NceRow { scale: 1.0 / tau, shift: -f64::ln(z) - f64::ln(c + eps), offset: (eps / c).ln_1p() };
-        let value = |p: &[f64]| {
-            let x: Vec<f64> = p.iter().map(|p| (p / tau).exp() / z).collect();
-            -(x[0] / (x[0] + c + eps)).ln() - x[1..].iter().map(|x| (c / (x + c + eps)).ln()).sum::<f64>()
-        };
-        let mut slopes = vec![0.0; 10];
-        let loss = row.evaluate(&products, &mut slopes);
-        assert!((loss - value(&products)).abs() < 1e-12 * loss.abs(), "{loss} {}", value(&products));
-        for k in 0..10 {
-            let (mut up, mut down) = (products.clone(), products.clone());
-            up[k] += 1e-6;
-            down[k] -= 1e-6;
-            let slope = (value(&up) - value(&down)) / 2e-6;
-            assert!((slopes[k] - slope).abs() < 1e-6 * (1.0 + slope.abs()), "{k}: {} {slope}", slopes[k]);
-        }
-    }
-
-    #[test]
-    fn scores_far_out_neither_overflow_nor_lose_nan() {
-        let row = NceRow { scale: 1.0, shift: 0.0, offset: 0.0 };
-        let mut slopes = [0.0; 4];
-        assert_eq!(row.evaluate(&[-2000.0, 2000.0, 61.0, -2000.0], &mut slopes), 4061.0);
-        assert_eq!(slopes, [-1.0, 1.0, 1.0, 0.0]);
-        assert!(row.evaluate(&[0.0, f64::NAN, 0.0, 0.0], &mut slopes).is_nan());
     }
 }

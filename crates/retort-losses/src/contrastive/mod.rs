@@ -1,5 +1,6 @@
 //! Losses of one sample against many others.
 
+mod anchor;
 mod crd;
 mod memory;
 mod negatives;

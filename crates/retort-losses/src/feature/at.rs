@@ -2,11 +2,10 @@
 
 use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
-use crate::reduce::{by_float, slice};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, WithDType};
-use rayon::prelude::*;
+use candle_core::Tensor;
+use retort_kernels::channel_power_mean;
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "at";
@@ -47,92 +46,9 @@ pub fn attention_transfer(student: &[Tensor], teacher: &[Tensor], p: f64) -> Res
     check::exponent(METHOD, "p", p)?;
     StageLoss::sum(METHOD, student, teacher, |i, s, t| {
         let (s, t) = ops::pool_match(METHOD, i, s, t)?;
-        let attention = |x: &Tensor| ops::guarded_normalize(&energy(x, p)?, EPS);
+        let attention = |x: &Tensor| ops::guarded_normalize(&channel_power_mean(x, p)?, EPS);
         reduce::mean_squared_error(&attention(&s)?, &attention(&t)?)
     })
-}
-
-/// `mean_c |x|^p`: `[B, C, H, W]` to `[B, H W]`.
-fn energy(x: &Tensor, p: f64) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    if !x.device().is_cpu() {
-        let power = if p == 2.0 { x.sqr()? } else { retort_kernels::abs(x)?.powf(p)? };
-        return Ok(power.mean(1)?.reshape((b, h * w))?);
-    }
-    Ok(x.contiguous()?.reshape((b, c, h * w))?.apply_op1(Energy { p })?)
-}
-
-/// One pass forward and one backward, where a chain of power and mean writes four tensors of the map's size.
-struct Energy {
-    p: f64,
-}
-
-impl Energy {
-    /// `|x|^p`, with a plain product for the usual exponent.
-    #[inline(always)]
-    fn power(&self, x: f64) -> f64 {
-        if self.p == 2.0 { x * x } else { x.abs().powf(self.p) }
-    }
-
-    /// `d |x|^p / dx`; 0 at 0.
-    #[inline(always)]
-    fn slope(&self, x: f64) -> f64 {
-        if self.p == 2.0 {
-            2.0 * x
-        } else if x == 0.0 {
-            0.0
-        } else {
-            self.p * x.signum() * x.abs().powf(self.p - 1.0)
-        }
-    }
-
-    fn forward<T: WithDType>(&self, x: &[T], [c, n]: [usize; 2]) -> Vec<T> {
-        let mut out = vec![T::zero(); x.len() / c];
-        out.par_chunks_mut(n).zip(x.par_chunks(c * n)).for_each(|(out, x)| {
-            let mut sum = vec![0.0; n];
-            for x in x.chunks_exact(n) {
-                sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += self.power(x.to_f64()));
-            }
-            out.iter_mut().zip(sum).for_each(|(o, sum)| *o = T::from_f64(sum / c as f64));
-        });
-        out
-    }
-
-    fn backward<T: WithDType>(&self, x: &Tensor, g: &Tensor) -> candle_core::Result<Tensor> {
-        let (_, c, n) = x.dims3()?;
-        let g: Vec<T> = g.contiguous()?.flatten_all()?.to_vec1()?;
-        let (storage, layout) = x.storage_and_layout();
-        let candle_core::Storage::Cpu(cpu) = &*storage else {
-            return Err(candle_core::Error::Msg("expected a tensor on the CPU".into()));
-        };
-        let values = slice::<T>(cpu, layout)?;
-        let mut out = vec![T::zero(); values.len()];
-        out.par_chunks_mut(n).zip(values.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
-            let g = &g[row / c * n..][..n];
-            for ((o, x), g) in out.iter_mut().zip(x).zip(g) {
-                *o = T::from_f64(g.to_f64() / c as f64 * self.slope(x.to_f64()));
-            }
-        });
-        Tensor::from_vec(out, x.shape(), x.device())
-    }
-}
-
-impl CustomOp1 for Energy {
-    fn name(&self) -> &'static str {
-        "attention energy"
-    }
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (b, c, n) = l.shape().dims3()?;
-        by_float!(s, T => {
-            Ok((T::to_cpu_storage_owned(self.forward(slice::<T>(s, l)?, [c, n])), Shape::from((b, n))))
-        })
-    }
-    fn bwd(&self, x: &Tensor, _: &Tensor, g: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        match x.dtype() {
-            candle_core::DType::F64 => self.backward::<f64>(x, g).map(Some),
-            _ => self.backward::<f32>(x, g).map(Some),
-        }
-    }
 }
 
 /// Hyper-parameters of attention transfer.

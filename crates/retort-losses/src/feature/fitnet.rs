@@ -4,7 +4,7 @@ use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Error, Result, ops, reduce};
 use candle_core::Tensor;
-use retort_kernels::{Activation, Conv2dSpec, ConvTranspose2dSpec};
+use retort_kernels::{Activation, Conv2dSpec, ConvTranspose2dSpec, FeatureMap};
 use retort_nn::{BatchNorm, Conv2d, Init, MapShape, Mode, Scope};
 use serde::{Deserialize, Serialize};
 
@@ -105,14 +105,15 @@ impl ConvRegressor {
     ///
     /// A map of another shape, or a single value per channel (`B = H_t = W_t = 1`), whose variance is undefined.
     pub fn forward(&self, student: &Tensor) -> Result<Tensor> {
+        let student = FeatureMap::from_tensor(student)?;
         let x = match &self.conv {
-            Regression::Plain(conv) => conv.forward(student)?,
+            Regression::Plain(conv) => conv.forward(&student)?,
             Regression::Transposed { weight, bias } => {
                 let spec = ConvTranspose2dSpec { stride: [2, 2], padding: [1, 1], ..Default::default() };
-                retort_kernels::conv_transpose2d(student, weight, Some(bias), &spec)?
+                student.conv_transpose2d(weight, Some(bias), Activation::None, &spec)?
             }
         };
-        Ok(self.norm.forward(&x, Mode::Train, self.activation)?)
+        Ok(self.norm.forward(&x, Mode::Train, self.activation)?.to_tensor()?)
     }
 }
 

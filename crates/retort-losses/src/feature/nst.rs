@@ -5,6 +5,7 @@ use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
 use candle_core::Tensor;
+use retort_kernels::with_gradient;
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "nst";
@@ -69,7 +70,7 @@ fn by_channel(s: &Tensor, t: &Tensor) -> Result<Tensor> {
     // d sum (s_i . s_j)^2 / ds = 4 (S S^T) S, d sum (s_i . t_j)^2 / ds = 2 (S T^T) T.
     let own = ss.matmul(&plain)?.affine(4.0 / (b * c_s * c_s) as f64, 0.0)?;
     let cross = st.matmul(t)?.affine(4.0 / (b * c_s * c_t) as f64, 0.0)?;
-    reduce::with_gradient(value, s, &(own - cross)?)
+    Ok(with_gradient(value, s, &(own - cross)?)?)
 }
 
 /// The same by the second-moment matrices over positions.
@@ -83,7 +84,7 @@ fn by_position(s: &Tensor, t: &Tensor) -> Result<Tensor> {
         return reduce::constant(value, s);
     }
     let gradient = plain.matmul(&difference)?.affine(4.0 / (b * c_s) as f64, 0.0)?;
-    reduce::with_gradient(value, s, &gradient)
+    Ok(with_gradient(value, s, &gradient)?)
 }
 
 /// Hyper-parameters of neuron selectivity transfer.

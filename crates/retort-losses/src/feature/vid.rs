@@ -5,7 +5,7 @@ use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
 use candle_core::Tensor;
-use retort_kernels::Conv2dSpec;
+use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{Conv2d, Init, Scope};
 use serde::{Deserialize, Serialize};
 
@@ -93,9 +93,10 @@ impl VidRegressor {
     ///
     /// A map with another number of channels.
     pub fn forward(&self, student: &Tensor) -> Result<Tensor> {
-        let x = retort_kernels::relu(&self.convs[0].forward(student)?)?;
-        let x = retort_kernels::relu(&self.convs[1].forward(&x)?)?;
-        Ok(self.convs[2].forward(&x)?)
+        let x = FeatureMap::from_tensor(student)?;
+        let x = self.convs[0].forward_with(&x, None, Activation::Relu)?;
+        let x = self.convs[1].forward_with(&x, None, Activation::Relu)?;
+        Ok(self.convs[2].forward(&x)?.to_tensor()?)
     }
 
     /// The present variances `softplus(rho) + min_var`, `[C_t]`.

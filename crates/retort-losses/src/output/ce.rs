@@ -2,8 +2,9 @@
 
 use crate::config::{Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
-use crate::{Result, config, ops, reduce};
-use candle_core::{D, Tensor};
+use crate::{Result, config, ops};
+use candle_core::Tensor;
+use retort_kernels::softmax_cross_entropy;
 use serde::{Deserialize, Serialize};
 
 /// Cross-entropy: `-(1/B) sum_b ln softmax(z_b)[y_b]`.
@@ -33,8 +34,7 @@ use serde::{Deserialize, Serialize};
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let (b, c) = ops::logits("ce", "logits", logits)?;
     let ids = ops::class_ids("ce", labels, b, c)?;
-    let picked = ops::pick(&ops::log_softmax(logits)?, &ids)?;
-    Ok(reduce::mean_all(&picked)?.neg()?)
+    Ok(softmax_cross_entropy(logits, &ids, 0.0)?)
 }
 
 /// Who receives the mass that label smoothing takes from the label.
@@ -82,21 +82,15 @@ pub fn label_smoothing(logits: &Tensor, labels: &Tensor, smoothing: f64, target:
     check::unit(METHOD, "smoothing", smoothing)?;
     let (b, c) = ops::logits(METHOD, "logits", logits)?;
     let ids = ops::class_ids(METHOD, labels, b, c)?;
-    let (on_label, elsewhere) = match target {
-        SmoothingTarget::Uniform => (1.0 - smoothing, smoothing / c as f64),
+    let uniform = match target {
+        SmoothingTarget::Uniform => smoothing,
         SmoothingTarget::Others if c == 1 => {
             let message = "smoothing towards the other classes needs at least two classes, found one".into();
             return Err(crate::Error::Undefined { method: METHOD, message });
         }
-        SmoothingTarget::Others => {
-            let share = smoothing / (c - 1) as f64;
-            (1.0 - smoothing - share, share)
-        }
+        SmoothingTarget::Others => smoothing * c as f64 / (c - 1) as f64,
     };
-    let log_p = ops::log_softmax(logits)?;
-    let label = (ops::pick(&log_p, &ids)? * on_label)?;
-    let all = (log_p.sum(D::Minus1)? * elsewhere)?;
-    Ok(reduce::mean_all(&(label + all)?)?.neg()?)
+    Ok(softmax_cross_entropy(logits, &ids, uniform)?)
 }
 
 /// Hyper-parameters of the cross-entropy with hard labels.

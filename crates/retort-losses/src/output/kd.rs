@@ -2,14 +2,14 @@
 
 use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
-use crate::{Result, ops, reduce};
+use crate::{Result, ops};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Knowledge distillation (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
 ///
 /// With `p = softmax(z / T)` the loss is `T^2 / B * sum_b KL(p_t || p_s)`: a mean over samples, a sum over classes.
-/// Both logarithms come from a log-softmax, so a probability that underflows contributes 0.
+/// Everything between the logits and the result is f64, and a probability that underflows contributes 0.
 ///
 /// # Shapes
 ///
@@ -34,11 +34,9 @@ use serde::{Deserialize, Serialize};
 /// ```
 pub fn kd(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     check::temperature("kd", temperature)?;
-    let (b, _, teacher) = ops::logit_pair("kd", student, teacher)?;
-    let log_s = ops::log_softmax(&(student / temperature)?)?;
-    let log_t = ops::log_softmax(&(teacher / temperature)?)?;
-    let divergence = (log_t.exp()? * (log_t - log_s)?)?;
-    Ok((reduce::sum_all(&divergence)? * (temperature * temperature / b as f64))?)
+    let (_, _, teacher) = ops::logit_pair("kd", student, teacher)?;
+    let divergence = retort_kernels::softmax_divergence(student, &teacher, temperature)?;
+    Ok((divergence * (temperature * temperature))?)
 }
 
 /// Hyper-parameters of knowledge distillation; the published partner is cross-entropy with weight 0.1.

@@ -3,7 +3,8 @@
 use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Result, ops, reduce};
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use retort_kernels::{gram, with_gradient};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "pkt";
@@ -17,7 +18,7 @@ const EPS: f64 = 1e-7;
 /// eps is 1e-7 in the reference. It can be slightly negative near 0.
 ///
 /// A zero row stays zero and gets no gradient.
-/// For opposite samples `K` is of the size of the rounding of f32, so on the CPU everything after the input is f64.
+/// For opposite samples `K` is of the size of the rounding of f32, so everything after the input is f64.
 ///
 /// # Shapes
 ///
@@ -42,25 +43,88 @@ const EPS: f64 = 1e-7;
 /// ```
 pub fn probabilistic_transfer(student: &Tensor, teacher: &Tensor, eps: f64) -> Result<Tensor> {
     config::check::positive(METHOD, "eps", eps)?;
-    let (s, t) = ops::rows(METHOD, student, teacher)?;
-    let wide = if s.device().is_cpu() { DType::F64 } else { s.dtype() };
-    let p_s = (neighbours(&s.to_dtype(wide)?, eps)? + eps)?;
-    let p_t = neighbours(&t.to_dtype(wide)?, eps)?;
-    let ratio = ((&p_t + eps)? / p_s)?.log()?;
-    Ok(reduce::mean_all(&(p_t * ratio)?)?.to_dtype(s.dtype())?)
+    let (_, teacher) = ops::batches(METHOD, student, teacher)?;
+    // Two Gram matrices are all that has a graph; what follows is small and has its gradient in closed form.
+    let neighbours = |x: &Tensor| -> Result<_> {
+        let gram = gram(&x.to_dtype(DType::F64)?)?;
+        Ok((Neighbours::new(&gram, eps)?, gram))
+    };
+    let (s, t) = rayon::join(|| neighbours(student), || neighbours(&teacher));
+    let ((s, gram_s), (t, _)) = (s?, t?);
+    let slope = Tensor::from_vec(s.gradient(&t, eps), gram_s.shape(), &Device::Cpu)?.to_device(gram_s.device())?;
+    Ok(with_gradient(s.divergence(&t, eps), &gram_s, &slope)?.to_dtype(student.dtype())?)
 }
 
-/// The rows of `(f f^T + 1) / 2`, divided by their sums.
-fn neighbours(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let square = x.sqr()?.sum_keepdim(1)?;
-    let zero = square.le(0.0)?;
-    let inverse = (zero.where_cond(&square.ones_like()?, &square)?.sqrt()? + eps)?.recip()?;
-    let f = x.broadcast_mul(&zero.where_cond(&square.zeros_like()?, &inverse)?)?;
-    let kernel = ((f.matmul(&f.t()?)? + 1.0)? * 0.5)?;
-    // Rounding can push the kernel below 0. The correction is a constant, so the gradient stays that of the kernel.
-    let plain = kernel.detach();
-    let kernel = (kernel + (plain.maximum(0.0)? - &plain)?)?;
-    Ok(kernel.broadcast_div(&kernel.sum_keepdim(D::Minus1)?)?)
+/// The neighbour distributions of a batch, all matrices `[B, B]`.
+struct Neighbours {
+    b: usize,
+    /// Inner products of the samples.
+    gram: Vec<f64>,
+    /// Norms of the samples and `1 / (norm + eps)`; both 0 for a zero sample.
+    norm: Vec<f64>,
+    inverse: Vec<f64>,
+    /// Sums of the rows of the kernel.
+    total: Vec<f64>,
+    /// The rows of the kernel, divided by their sums.
+    p: Vec<f64>,
+}
+
+impl Neighbours {
+    fn new(gram: &Tensor, eps: f64) -> Result<Self> {
+        let (b, gram) = (gram.dims()[0], reduce::wide(gram)?);
+        // Written so that NaN passes.
+        let guarded = |square: f64, value: f64| if square <= 0.0 { 0.0 } else { value };
+        let norm: Vec<f64> = (0..b).map(|i| guarded(gram[i * b + i], gram[i * b + i].sqrt())).collect();
+        let inverse: Vec<f64> = (0..b).map(|i| guarded(gram[i * b + i], (norm[i] + eps).recip())).collect();
+        let mut p = gram.clone();
+        let mut total = Vec::with_capacity(b);
+        for (row, own) in p.chunks_exact_mut(b).zip(&inverse) {
+            for (p, other) in row.iter_mut().zip(&inverse) {
+                let kernel = (*p * own * other + 1.0) * 0.5;
+                // Rounding can push the kernel below 0.
+                *p = if kernel < 0.0 { 0.0 } else { kernel };
+            }
+            let sum: f64 = row.iter().sum();
+            row.iter_mut().for_each(|p| *p /= sum);
+            total.push(sum);
+        }
+        Ok(Self { b, gram, norm, inverse, total, p })
+    }
+
+    /// `mean p_t ln((p_t + eps) / (p_s + eps))`.
+    fn divergence(&self, teacher: &Self, eps: f64) -> f64 {
+        let terms = self.p.iter().zip(&teacher.p).map(|(s, t)| t * ((t + eps) / (s + eps)).ln());
+        terms.sum::<f64>() / (self.b * self.b) as f64
+    }
+
+    /// Its derivative with respect to the inner products.
+    ///
+    /// Where rounding has pushed the kernel below 0 the derivative stays that of the kernel.
+    fn gradient(&self, teacher: &Self, eps: f64) -> Vec<f64> {
+        let b = self.b;
+        let scale = -1.0 / (b * b) as f64;
+        let mut out = vec![0.0; b * b];
+        // Derivatives with respect to the inverse norms.
+        let mut pull = vec![0.0; b];
+        for (i, out) in out.chunks_exact_mut(b).enumerate() {
+            let (p, t, gram) = (&self.p[i * b..], &teacher.p[i * b..], &self.gram[i * b..]);
+            let mut along = 0.0;
+            for (j, out) in out.iter_mut().enumerate() {
+                *out = scale * t[j] / (p[j] + eps);
+                along += *out * p[j];
+            }
+            for (j, out) in out.iter_mut().enumerate() {
+                let by_cosine = 0.5 * (*out - along) / self.total[i];
+                pull[i] += by_cosine * gram[j] * self.inverse[j];
+                pull[j] += by_cosine * gram[j] * self.inverse[i];
+                *out = by_cosine * self.inverse[i] * self.inverse[j];
+            }
+        }
+        for i in (0..b).filter(|&i| self.norm[i] != 0.0) {
+            out[i * b + i] -= pull[i] * self.inverse[i] * self.inverse[i] / (2.0 * self.norm[i]);
+        }
+        out
+    }
 }
 
 /// Hyper-parameters of probabilistic knowledge transfer; it reads the embeddings.

@@ -5,6 +5,7 @@ use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Result, ops, reduce};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use retort_kernels::with_gradient;
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "rkd";
@@ -71,7 +72,7 @@ pub fn relational(student: &Tensor, teacher: &Tensor) -> Result<RkdLoss> {
         if !s.track_op() {
             return reduce::constant(value, &s);
         }
-        reduce::with_gradient(value, &s, &geometry_s.apply(&laplacian, &s)?)
+        Ok(with_gradient(value, &s, &geometry_s.apply(&laplacian, &s)?)?)
     };
     Ok(RkdLoss {
         distance: attach(distances(&geometry_s, &geometry_t))?,

@@ -3,7 +3,8 @@
 use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Result, ops, reduce};
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
+use retort_kernels::gram;
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "sp";
@@ -37,23 +38,10 @@ const EPS: f64 = 1e-12;
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn similarity_preserving(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
-    let (s, t) = ops::rows(METHOD, student, teacher)?;
-    let b = s.dims()[0];
-    let gram_s = Var::from_tensor(&gram(&s.detach())?)?;
-    let similarity = |g: &Tensor| ops::guarded_normalize(g, EPS);
-    let loss = reduce::squared_error(&similarity(&gram_s)?, &similarity(&gram(&t)?)?, 1.0 / (b * b) as f64)?;
-    let value = reduce::number(&loss)?;
-    if !s.track_op() {
-        return reduce::constant(value, &s);
-    }
-    // G = F F^T, so dL/dF = (M + M^T) F with M = dL/dG: one product, where the chain rule of a matmul takes two.
-    let slope = loss.backward()?.remove(&gram_s).expect("the loss depends on the Gram matrix").detach();
-    let gradient = (&slope + slope.t()?)?.matmul(&s.detach())?;
-    reduce::with_gradient(value, &s, &gradient)
-}
-
-fn gram(f: &Tensor) -> Result<Tensor> {
-    Ok(f.matmul(&f.t()?)?)
+    let (b, teacher) = ops::batches(METHOD, student, teacher)?;
+    let similarity = |x: &Tensor| ops::guarded_normalize(&gram(x)?, EPS);
+    let (s, t) = rayon::join(|| similarity(student), || similarity(&teacher));
+    reduce::squared_error(&s?, &t?, 1.0 / (b * b) as f64)
 }
 
 /// Hyper-parameters of the similarity-preserving loss; it reads the last feature map.

@@ -5,7 +5,7 @@ use crate::Result;
 use candle_core::{Device, Tensor};
 use retort_datasets::Loader;
 use retort_metrics::Classification;
-use retort_nn::{Mode, Network, Taps};
+use retort_nn::{Mode, Network, Taps, no_grad};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -36,7 +36,8 @@ impl TeacherLogits {
             let logits = loader
                 .epoch(0)
                 .map(|batch| {
-                    Ok(teacher.forward(&batch?.images.to_device(device)?, Mode::Eval, Taps::default())?.logits.detach())
+                    let images = batch?.images.to_device(device)?;
+                    Ok(no_grad(|| teacher.forward(&images, Mode::Eval, Taps::default()))?.logits.detach())
                 })
                 .collect::<Result<_>>()?;
             self.0.insert(name, logits);
@@ -55,7 +56,8 @@ pub(super) fn evaluate(
     let mut metrics = Classification::new();
     for (i, batch) in loader.epoch(0).enumerate() {
         let batch = batch?;
-        let logits = item.network.forward(&batch.images.to_device(device)?, Mode::Eval, Taps::default())?.logits;
+        let images = batch.images.to_device(device)?;
+        let logits = no_grad(|| item.network.forward(&images, Mode::Eval, Taps::default()))?.logits;
         metrics.update(&logits, teacher.map(|t| &t[i]), &batch.label_ids)?;
     }
     Ok(Evaluation {

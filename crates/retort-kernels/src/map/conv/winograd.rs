@@ -1,0 +1,688 @@
+//! 3x3 convolutions with stride 1 by Winograd's F(2x2, 3x3): 16 multiplications for four outputs in place of 36.
+//!
+//! `Y = A' [(G w G') * (B' d B)] A` for each 2x2 tile of outputs and the 4x4 patch `d` that it depends on
+//! (Lavin and Gray 2016, arXiv 1509.09308); the products are summed over the source channels, which makes one matrix
+//! product for each of the 16 places of a patch.
+//! The input gradient is the same with flipped weights, the weight gradient the adjoint:
+//! `dw = G' [sum of (B' d B) * (A dY A')] G`.
+//! All factors are 0, 1 and 1/2, so that the rounding errors are those of the direct sum.
+#![allow(clippy::needless_range_loop)] // reason: constant ranges over arrays of registers
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{AddProducts, Compute, Products, Run, Sums};
+use super::pack::{FEW, Group, Nesting, Order, each};
+use super::pass::{Finish, FinishBlock, group_width};
+use super::planes::{Fill, Source};
+use crate::InstructionSet;
+use crate::conv::geometry::Geometry;
+use crate::conv::plan::Planes;
+use crate::map::buffer::{BLOCK, Buffer, Pixel, elements, elements_mut};
+use crate::map::node::Dims;
+use crate::map::pass::Part;
+use crate::simd::{Float, Kernel, Simd};
+
+/// Places of a patch.
+const PLACES: usize = 16;
+
+/// Bytes that the transformed patches of a chunk may take; they should stay in the second cache.
+const CHUNK: usize = 1 << 20;
+
+/// Fewest tiles of a chunk: below, the weights would be read too often.
+const FEWEST: usize = 96;
+
+/// Weight gradients above this size (of one place) are computed place by place over all images.
+const RESIDENT: usize = 1 << 17;
+
+/// Fewest channels on both sides; below, the transformations cost more than they save.
+const LEAST: usize = 2 * BLOCK;
+
+/// Whether a convolution is one for this module.
+pub(super) fn applies(g: &Geometry) -> bool {
+    g.kernel == [3, 3]
+        && g.spec.stride == [1, 1]
+        && g.spec.dilation == [1, 1]
+        && g.spec.padding.iter().all(|&p| p <= 2)
+        && g.spec.groups == 1
+        && g.c_in >= LEAST
+        && g.c_out >= LEAST
+        && g.output.iter().chain(&g.input).all(|&n| n >= 3)
+}
+
+/// 2x2 tiles of a map.
+#[derive(Clone, Copy)]
+struct Tiles {
+    rows: usize,
+    cols: usize,
+}
+
+impl Tiles {
+    fn of(size: [usize; 2]) -> Self {
+        Self { rows: size[0].div_ceil(2), cols: size[1].div_ceil(2) }
+    }
+
+    /// Tiles of a chunk that is computed at once, for so many channels on both sides.
+    fn chunk(channels: usize, element: usize) -> usize {
+        (CHUNK / (PLACES * channels * element)).clamp(FEWEST, 1024)
+    }
+
+    /// Images of a chunk: several small ones, or one.
+    fn images(self, chunk: usize) -> usize {
+        (chunk / (self.rows * self.cols)).max(1)
+    }
+
+    /// Strips of tile rows of an image.
+    fn strips(self, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+        let count = (self.rows * self.cols).div_ceil(chunk).clamp(1, self.rows);
+        let rows = self.rows;
+        (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
+    }
+}
+
+/// The padded rows of a strip of tiles: `reach` 2 for patches, 0 for the tiles themselves.
+fn strip(size: [usize; 2], pad: [usize; 2], tiles: Tiles, rows: &Range<usize>, reach: usize) -> Planes {
+    Planes {
+        size,
+        phases: vec![[2 * rows.start, 0]],
+        step: [1; 2],
+        pad,
+        rows: 2 * rows.len() + reach,
+        width: 2 * tiles.cols + reach,
+    }
+}
+
+/// Transforms all tiles of a strip; `to` is `[place][block][tile]` with `tiles` tiles, of which this strip's start at
+/// `first`.
+struct Transform<'a, T> {
+    planes: &'a [Pixel<T>],
+    shape: &'a Planes,
+    blocks: usize,
+    strip: Tiles,
+    first: usize,
+    tiles: usize,
+    kind: Side,
+    to: &'a mut [Pixel<T>],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// `B' d B` of patches.
+    Input,
+    /// `A dY A'` of tiles.
+    Gradient,
+}
+
+/// `B' x`.
+#[inline(always)]
+unsafe fn input<V: Simd>(x: [V; 4]) -> [V; 4] {
+    // SAFETY: the caller's promise: `V`'s instruction set is there.
+    unsafe { [x[0].sub(x[2]), x[1].add(x[2]), x[2].sub(x[1]), x[1].sub(x[3])] }
+}
+
+/// `A x`.
+#[inline(always)]
+unsafe fn gradient<V: Simd>(x: [V; 2]) -> [V; 4] {
+    // SAFETY: as for `input`.
+    unsafe { [x[0], x[0].add(x[1]), x[0].sub(x[1]), V::splat(V::Elem::default()).sub(x[1])] }
+}
+
+/// `A' x`.
+#[inline(always)]
+unsafe fn output<V: Simd>(x: [V; 4]) -> [V; 2] {
+    // SAFETY: as for `input`.
+    unsafe { [x[0].add(x[1]).add(x[2]), x[1].sub(x[2]).sub(x[3])] }
+}
+
+impl<T: Float> Kernel<T> for Transform<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Simd<Elem = T>>(self) {
+        let (plane, width) = (self.shape.plane(), self.shape.width);
+        let reach = if self.kind == Side::Input { 2 } else { 0 };
+        assert!(width >= 2 * self.strip.cols + reach && self.shape.rows >= 2 * self.strip.rows + reach);
+        assert!(self.planes.len() >= self.blocks * plane);
+        assert!(self.to.len() >= PLACES * self.blocks * self.tiles);
+        assert!(self.first + self.strip.rows * self.strip.cols <= self.tiles);
+        let place = self.blocks * self.tiles * BLOCK;
+        for block in 0..self.blocks {
+            for part in (0..BLOCK).step_by(V::LANES) {
+                for row in 0..self.strip.rows {
+                    for col in 0..self.strip.cols {
+                        let tile = block * self.tiles + self.first + row * self.strip.cols + col;
+                        let from = block * plane + 2 * row * width + 2 * col;
+                        // SAFETY: the assertions cover the last pixel of the last tile.
+                        unsafe {
+                            let from = elements(self.planes).add(from * BLOCK + part);
+                            let to = elements_mut(self.to).add(tile * BLOCK + part);
+                            match self.kind {
+                                Side::Input => patch::<V>(from, width * BLOCK, to, place),
+                                Side::Gradient => square::<V>(from, width * BLOCK, to, place),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn patch<V: Simd>(from: *const V::Elem, width: usize, to: *mut V::Elem, place: usize) {
+    // SAFETY: the caller's promise: a 4x4 patch, 16 places.
+    unsafe {
+        let mut rows = [[V::splat(V::Elem::default()); 4]; 4];
+        for b in 0..4 {
+            let mut column = [rows[0][0]; 4];
+            for a in 0..4 {
+                column[a] = V::load(from.add(a * width + b * BLOCK));
+            }
+            let column = input(column);
+            for a in 0..4 {
+                rows[a][b] = column[a];
+            }
+        }
+        for a in 0..4 {
+            let row = input(rows[a]);
+            for b in 0..4 {
+                row[b].store(to.add((4 * a + b) * place));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn square<V: Simd>(from: *const V::Elem, width: usize, to: *mut V::Elem, place: usize) {
+    // SAFETY: the caller's promise: a 2x2 tile, 16 places.
+    unsafe {
+        let mut rows = [[V::splat(V::Elem::default()); 2]; 4];
+        for b in 0..2 {
+            let column = gradient([V::load(from.add(b * BLOCK)), V::load(from.add(width + b * BLOCK))]);
+            for a in 0..4 {
+                rows[a][b] = column[a];
+            }
+        }
+        for a in 0..4 {
+            let row = gradient(rows[a]);
+            for b in 0..4 {
+                row[b].store(to.add((4 * a + b) * place));
+            }
+        }
+    }
+}
+
+/// Transforms sums back to a strip of a block of the target.
+struct Untransform<'a, T> {
+    /// `[place][block][tile]`.
+    sums: &'a [Pixel<T>],
+    blocks: usize,
+    tiles: usize,
+    block: usize,
+    first: usize,
+    cols: usize,
+    /// Tile rows of the target.
+    rows: Range<usize>,
+    size: [usize; 2],
+    to: &'a mut [Pixel<T>],
+}
+
+impl<T: Float> Kernel<T> for Untransform<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Simd<Elem = T>>(self) {
+        assert!(self.sums.len() >= PLACES * self.blocks * self.tiles && self.block < self.blocks);
+        assert!(self.first + self.rows.len() * self.cols <= self.tiles);
+        assert!(self.to.len() == self.size[0] * self.size[1]);
+        let place = self.blocks * self.tiles * BLOCK;
+        for part in (0..BLOCK).step_by(V::LANES) {
+            for (i, row) in self.rows.clone().enumerate() {
+                for col in 0..self.cols {
+                    let tile = self.block * self.tiles + self.first + i * self.cols + col;
+                    // SAFETY: the assertions cover the sums; only pixels inside of the target are written.
+                    unsafe {
+                        let from = elements(self.sums).add(tile * BLOCK + part);
+                        let mut rows = [[V::splat(T::default()); 4]; 2];
+                        for b in 0..4 {
+                            let mut column = [rows[0][0]; 4];
+                            for a in 0..4 {
+                                column[a] = V::load(from.add((4 * a + b) * place));
+                            }
+                            let column = output(column);
+                            (rows[0][b], rows[1][b]) = (column[0], column[1]);
+                        }
+                        for a in 0..2 {
+                            let y = output(rows[a]);
+                            for b in 0..2 {
+                                let (row, col) = (2 * row + a, 2 * col + b);
+                                if row < self.size[0] && col < self.size[1] {
+                                    let at = (row * self.size[1] + col) * BLOCK + part;
+                                    y[b].store(elements_mut(self.to).add(at));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Weights between the taps and the places: `[tap][pixel]` and `[place][pixel]`.
+struct Weights<'a, T> {
+    taps: &'a mut [Pixel<T>],
+    places: &'a mut [Pixel<T>],
+    direction: Transposed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transposed {
+    /// `G w G'`.
+    No,
+    /// `G' u G`.
+    Yes,
+}
+
+impl<T: Float> Kernel<T> for Weights<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Simd<Elem = T>>(self) {
+        let pixels = self.taps.len() / 9;
+        assert!(self.taps.len() == 9 * pixels && self.places.len() == PLACES * pixels);
+        let stride = pixels * BLOCK;
+        for i in 0..pixels {
+            for part in (0..BLOCK).step_by(V::LANES) {
+                let at = i * BLOCK + part;
+                // SAFETY: nine and sixteen pixels that are `pixels` apart, as asserted.
+                unsafe {
+                    let (w, u) = (elements_mut(self.taps).add(at), elements_mut(self.places).add(at));
+                    match self.direction {
+                        Transposed::No => spread::<V>(w, u, stride),
+                        Transposed::Yes => gather::<V>(u, w, stride),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `G w G'`.
+#[inline(always)]
+unsafe fn spread<V: Simd>(w: *const V::Elem, u: *mut V::Elem, stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let half = V::splat(V::Elem::of(0.5));
+        let zero = V::splat(V::Elem::default());
+        let g = |x: [V; 3]| {
+            let even = x[0].add(x[2]).mul_add(half, zero);
+            let odd = x[1].mul_add(half, zero);
+            [x[0], even.add(odd), even.sub(odd), x[2]]
+        };
+        let mut rows = [[zero; 3]; 4];
+        for b in 0..3 {
+            let mut column = [zero; 3];
+            for a in 0..3 {
+                column[a] = V::load(w.add((3 * a + b) * stride));
+            }
+            let column = g(column);
+            for a in 0..4 {
+                rows[a][b] = column[a];
+            }
+        }
+        for a in 0..4 {
+            let row = g(rows[a]);
+            for b in 0..4 {
+                row[b].store(u.add((4 * a + b) * stride));
+            }
+        }
+    }
+}
+
+/// `G' u G`.
+#[inline(always)]
+unsafe fn gather<V: Simd>(u: *const V::Elem, w: *mut V::Elem, stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let half = V::splat(V::Elem::of(0.5));
+        let zero = V::splat(V::Elem::default());
+        let g = |x: [V; 4]| {
+            let even = x[1].add(x[2]).mul_add(half, zero);
+            let odd = x[1].sub(x[2]).mul_add(half, zero);
+            [x[0].add(even), odd, even.add(x[3])]
+        };
+        let mut rows = [[zero; 4]; 3];
+        for b in 0..4 {
+            let mut column = [zero; 4];
+            for a in 0..4 {
+                column[a] = V::load(u.add((4 * a + b) * stride));
+            }
+            let column = g(column);
+            for a in 0..3 {
+                rows[a][b] = column[a];
+            }
+        }
+        for a in 0..3 {
+            let row = g(rows[a]);
+            for b in 0..3 {
+                row[b].store(w.add((3 * a + b) * stride));
+            }
+        }
+    }
+}
+
+/// The forward pass or the input gradient.
+pub(super) struct Pass<T: Float> {
+    size: [usize; 2],
+    pad: [usize; 2],
+    order: Order,
+    /// `[group][place]` and then as in `order`.
+    weights: Buffer<T>,
+    sources: usize,
+    target: Dims,
+}
+
+impl<T: Float> Pass<T> {
+    pub(super) fn forward(set: InstructionSet, g: &Geometry, w: &[T]) -> Self {
+        let order = Order::forward(g, group_width::<T>(set));
+        let sources = g.c_in;
+        let packed = packed(set, &order, |source, target, tap| w[(target * sources + source) * 9 + tap]);
+        Self {
+            size: g.input,
+            pad: g.spec.padding,
+            order,
+            weights: packed,
+            sources: g.c_in.div_ceil(BLOCK),
+            target: Dims { batch: g.batch, channels: g.c_out, size: g.output },
+        }
+    }
+
+    pub(super) fn backward(set: InstructionSet, g: &Geometry, w: &[T]) -> Self {
+        let order = Order::backward(g, group_width::<T>(set));
+        let targets = g.c_in;
+        // Flipped in both directions.
+        let packed = packed(set, &order, |source, target, tap| w[(source * targets + target) * 9 + 8 - tap]);
+        Self {
+            size: g.output,
+            pad: g.spec.padding.map(|p| 2 - p),
+            order,
+            weights: packed,
+            sources: g.c_out.div_ceil(BLOCK),
+            target: Dims { batch: g.batch, channels: g.c_in, size: g.input },
+        }
+    }
+
+    pub(super) fn target(&self) -> Dims {
+        self.target
+    }
+
+    /// Images that are best computed together.
+    pub(super) fn together(&self) -> usize {
+        Tiles::of(self.target.size).images(self.chunk())
+    }
+
+    fn chunk(&self) -> usize {
+        Tiles::chunk((self.sources + self.target.blocks()) * BLOCK, size_of::<T>())
+    }
+
+    /// Computes some images, one chunk after the other.
+    pub(super) fn images(
+        &self,
+        set: InstructionSet,
+        source: Source<'_, T>,
+        first: usize,
+        (to, partials): Part<'_, T>,
+        finish: &impl Finish<T>,
+    ) {
+        let (together, blocks) = (self.together(), self.target.blocks());
+        let tiles = Tiles::of(self.target.size);
+        let chunks = to.chunks_mut(together * self.target.image()).zip(partials.chunks_mut(together * blocks));
+        for (i, (to, partials)) in chunks.enumerate() {
+            let first = first + i * together;
+            for rows in tiles.strips(self.chunk()) {
+                self.strip(set, source, (first, rows), to);
+            }
+            let area = self.target.area();
+            for (b, (to, partial)) in to.chunks_exact_mut(area).zip(partials).enumerate() {
+                let at = (first + b / blocks, b % blocks);
+                *partial = T::dispatch(set, FinishBlock { finish, at, to });
+            }
+        }
+    }
+
+    /// Computes a strip of some images, whose targets are `to`.
+    fn strip(
+        &self,
+        set: InstructionSet,
+        source: Source<'_, T>,
+        (first, rows): (usize, Range<usize>),
+        to: &mut [Pixel<T>],
+    ) {
+        let whole = Tiles::of(self.target.size);
+        let tiles = Tiles { rows: rows.len(), cols: whole.cols };
+        let each = tiles.rows * tiles.cols;
+        let images = to.len() / self.target.image();
+        let patches = transformed(
+            set,
+            Strip { source, shape: strip(self.size, self.pad, whole, &rows, 2), tiles, side: Side::Input },
+            first..first + images,
+        );
+        let blocks = self.target.blocks();
+        let mut sums = Buffer::stale(PLACES * blocks * each * images);
+        let len = each * images;
+        for place in 0..PLACES {
+            let planes = &patches[place * self.sources * len..(place + 1) * self.sources * len];
+            let sums = &mut sums[place * blocks * len..(place + 1) * blocks * len];
+            for group in &self.order.groups {
+                let run = Run {
+                    segments: &group.segments,
+                    offsets: &[0],
+                    plane: len,
+                    len,
+                    blocks: group.blocks.len(),
+                    stride: len,
+                };
+                let to = &mut sums[group.blocks.start * len..group.blocks.end * len];
+                let weights = &self.weights[self.order.range(group, PLACES)];
+                let weights = &weights[place * self.order.range(group, 1).len()..];
+                T::dispatch(set, Compute { run, planes, weights, to });
+            }
+        }
+        let area = self.target.area();
+        for (b, to) in to.chunks_exact_mut(area).enumerate() {
+            let (image, block) = (b / blocks, b % blocks);
+            let (rows, size) = (rows.clone(), self.target.size);
+            let back = Untransform {
+                sums: &sums,
+                blocks,
+                tiles: len,
+                block,
+                first: image * each,
+                cols: tiles.cols,
+                rows,
+                size,
+                to,
+            };
+            T::dispatch(set, back);
+        }
+    }
+}
+
+/// Weights as `[group][place]` and then as in the order.
+fn packed<T: Float>(set: InstructionSet, order: &Order, weight: impl Fn(usize, usize, usize) -> T + Sync) -> Buffer<T> {
+    let mut taps = order.pack((&[0, 1, 2, 3, 4, 5, 6, 7, 8], Nesting::TapFirst), weight);
+    let mut places = Buffer::stale(order.len(PLACES));
+    transform_weights(set, order, (&mut taps, &mut places), Transposed::No);
+    places
+}
+
+/// Transforms the weights of each group from the taps to the places or back.
+fn transform_weights<T: Float>(
+    set: InstructionSet,
+    order: &Order,
+    (taps, places): (&mut [Pixel<T>], &mut [Pixel<T>]),
+    direction: Transposed,
+) {
+    let many = places.len() >= FEW;
+    let parts = order.split(taps, 9).into_iter().zip(order.split(places, PLACES)).collect();
+    each(parts, &order.groups, many, |(taps, places), _| {
+        T::dispatch(set, Weights { taps, places, direction });
+    });
+}
+
+/// Tiles of some images.
+struct Strip<'a, T: Float> {
+    source: Source<'a, T>,
+    shape: Planes,
+    tiles: Tiles,
+    side: Side,
+}
+
+/// `[place][block][tile]` of some images.
+fn transformed<T: Float>(set: InstructionSet, strip: Strip<'_, T>, images: Range<usize>) -> Buffer<T> {
+    let each = strip.tiles.rows * strip.tiles.cols;
+    let (blocks, tiles) = (strip.source.blocks(), each * images.len());
+    let mut to = Buffer::stale(PLACES * blocks * tiles);
+    let mut planes = Buffer::stale(strip.shape.pixels(blocks));
+    for (i, image) in images.enumerate() {
+        T::dispatch(set, Fill { planes: &strip.shape, source: strip.source, image, to: &mut planes });
+        let transform = Transform {
+            planes: &planes,
+            shape: &strip.shape,
+            blocks,
+            strip: strip.tiles,
+            first: i * each,
+            tiles,
+            kind: strip.side,
+            to: &mut to,
+        };
+        T::dispatch(set, transform);
+    }
+    to
+}
+
+/// The sums of a weight gradient as `[group][place]` and then as in the order.
+pub(super) struct Adjoint {
+    g: Geometry,
+    order: Order,
+}
+
+impl Adjoint {
+    pub(super) fn new<T: Float>(set: InstructionSet, g: &Geometry) -> Self {
+        Self { g: g.clone(), order: Order::forward(g, group_width::<T>(set)) }
+    }
+
+    /// Pixels of the sums.
+    pub(super) fn len(&self) -> usize {
+        self.order.len(PLACES)
+    }
+
+    /// Whether the sums are small enough for several copies of them.
+    pub(super) fn by_slices<T: Float>(&self) -> bool {
+        self.order.len(1) * size_of::<Pixel<T>>() <= RESIDENT
+    }
+
+    /// From the sums to `[O, I, 3, 3]`.
+    pub(super) fn unpack<T: Float>(&self, set: InstructionSet, places: &mut [Pixel<T>]) -> Vec<T> {
+        let mut taps = Buffer::stale(self.order.len(9));
+        transform_weights(set, &self.order, (&mut taps, places), Transposed::Yes);
+        self.order.unpack((9, Nesting::TapFirst), &taps)
+    }
+
+    /// Patches and gradients of a strip of some images, and their tiles.
+    fn strip<T: Float>(
+        &self,
+        set: InstructionSet,
+        (x, dy): (Source<'_, T>, Source<'_, T>),
+        images: Range<usize>,
+        rows: &Range<usize>,
+    ) -> Transformed<T> {
+        let whole = Tiles::of(self.g.output);
+        let tiles = Tiles { rows: rows.len(), cols: whole.cols };
+        let shape = strip(self.g.input, self.g.spec.padding, whole, rows, 2);
+        let patches = Strip { source: x, shape, tiles, side: Side::Input };
+        let shape = strip(self.g.output, [0; 2], whole, rows, 0);
+        let gradients = Strip { source: dy, shape, tiles, side: Side::Gradient };
+        let len = tiles.rows * tiles.cols * images.len();
+        Transformed {
+            patches: transformed(set, patches, images.clone()),
+            gradients: transformed(set, gradients, images),
+            len,
+        }
+    }
+
+    /// The sums of each place of each group.
+    fn split<'a, T: Float>(&self, to: &'a mut [Pixel<T>]) -> Vec<(&Group, usize, &'a mut [Pixel<T>])> {
+        let of_group = |(group, to): (_, &'a mut [Pixel<T>])| {
+            let len = self.order.range(group, 1).len();
+            to.chunks_exact_mut(len).enumerate().map(move |(place, to)| (group, place, to))
+        };
+        self.order.groups.iter().zip(self.order.split(to, PLACES)).flat_map(of_group).collect()
+    }
+
+    /// Adds the products of one place of some strips to the sums of a group.
+    fn add<T: Float>(
+        &self,
+        set: InstructionSet,
+        strips: &[Transformed<T>],
+        (group, place, to): (&Group, usize, &mut [Pixel<T>]),
+    ) {
+        let (sources, targets) = (self.g.c_in.div_ceil(BLOCK), self.g.c_out.div_ceil(BLOCK));
+        for Transformed { patches, gradients, len } in strips {
+            let dy = &gradients[(place * targets + group.blocks.start) * len..(place + 1) * targets * len];
+            let planes = &patches[place * sources * len..(place + 1) * sources * len];
+            let images = [Sums { planes, plane: *len, dy, stride: *len }];
+            let blocks = group.blocks.len();
+            let products = Products { segments: &group.segments, offsets: &[0], len: *len, blocks };
+            T::dispatch(set, AddProducts { products, images: &images, to: &mut *to });
+        }
+    }
+
+    fn chunk<T: Float>(&self) -> usize {
+        let blocks = self.g.c_in.div_ceil(BLOCK) + self.g.c_out.div_ceil(BLOCK);
+        Tiles::chunk(blocks * BLOCK, size_of::<T>())
+    }
+
+    /// Adds some images, one chunk after the other.
+    pub(super) fn slice<T: Float>(
+        &self,
+        set: InstructionSet,
+        sources: (Source<'_, T>, Source<'_, T>),
+        images: Range<usize>,
+        to: &mut [Pixel<T>],
+    ) {
+        let (tiles, chunk) = (Tiles::of(self.g.output), self.chunk::<T>());
+        let together = tiles.images(chunk);
+        for first in images.clone().step_by(together) {
+            for rows in tiles.strips(chunk) {
+                let strip = [self.strip(set, sources, first..(first + together).min(images.end), &rows)];
+                for part in self.split(to) {
+                    self.add(set, &strip, part);
+                }
+            }
+        }
+    }
+
+    /// Adds all images: the patches first, then the places side by side.
+    pub(super) fn all<T: Float>(
+        &self,
+        set: InstructionSet,
+        sources: (Source<'_, T>, Source<'_, T>),
+        to: &mut [Pixel<T>],
+    ) {
+        let tiles = Tiles::of(self.g.output);
+        let together = tiles.images(self.chunk::<T>()).min(self.g.batch.div_ceil(2));
+        let firsts: Vec<usize> = (0..self.g.batch).step_by(together).collect();
+        let strips: Vec<_> = firsts
+            .into_par_iter()
+            .map(|first| self.strip(set, sources, first..(first + together).min(self.g.batch), &(0..tiles.rows)))
+            .collect();
+        self.split(to).into_par_iter().for_each(|part| self.add(set, &strips, part));
+    }
+}
+
+/// The transformed tiles of some images: patches of the input, squares of the output gradient.
+struct Transformed<T: Float> {
+    patches: Buffer<T>,
+    gradients: Buffer<T>,
+    len: usize,
+}
