@@ -19,8 +19,8 @@ use crate::{InstructionSet, Result, isa};
 
 /// Rows of the first factor in a register tile of inner products; `Simd::ROWS` of the second one fill the registers.
 const FEW: usize = 3;
-/// Slices that a long sum is cut into at most, whatever the number of threads.
-const SLICES: usize = 16;
+/// Tasks that a product is cut into at least, if it is large enough, whatever the number of threads.
+const TASKS: usize = 16;
 /// Rows of a block of both factors of inner products: a multiple of every register tile.
 const ROWS: usize = 96;
 /// Elements of a row of such a block.
@@ -70,14 +70,17 @@ fn pieces<T>(out: &mut [MaybeUninit<T>], columns: usize, width: usize) -> Vec<Pi
     pieces
 }
 
-/// Computes a matrix of `rows` rows and `columns` columns, pieces of `width` columns at a time, as a sum over slices of
-/// `0 .. depth` that are a multiple of `unit` long; `work` is given a piece, its number and a slice.
+/// Computes a matrix of `rows` rows and `columns` columns, pieces of `width` columns at a time; `work` is given a piece,
+/// its number and the range of the sum.
+///
+/// If the pieces are few the sum over `0 .. depth` is cut into slices too, each a multiple of `unit` long.
 fn sliced<T: Float>(
     [rows, columns, width]: [usize; 3],
     (depth, unit): (usize, usize),
     work: impl Fn(Piece<'_, T>, usize, Range<usize>) + Sync,
 ) -> Vec<T> {
-    let length = depth.div_ceil(SLICES).next_multiple_of(unit);
+    let slices = TASKS.div_ceil(columns.div_ceil(width));
+    let length = depth.div_ceil(slices).next_multiple_of(unit);
     let slices = depth.div_ceil(length);
     // SAFETY: the pieces of all slices are the whole of it, and both kernels write every element of a piece.
     let parts = unsafe {
@@ -148,23 +151,20 @@ impl<T: Float> Inner<'_, T> {
             for from in self.depth.clone().step_by(DEPTH) {
                 let part = from..(from + DEPTH).min(self.depth.end);
                 let step = part.len().next_multiple_of(V::LANES);
-                pack(self.a, top..top + to.len(), part.clone(), step, block_a);
-                let block_b = if self.symmetric && top == self.first {
-                    &*block_a
-                } else {
-                    pack(self.b, self.first..self.first + columns, part, step, block_b);
-                    &*block_b
+                let rows_a = block(self.a, top..top + to.len(), part.clone(), step, block_a);
+                let rows_b = match self.symmetric && top == self.first {
+                    true => rows_a,
+                    false => block(self.b, self.first..self.first + columns, part, step, block_b),
                 };
                 for j in (0..columns).step_by(R) {
                     for i in (0..to.len()).step_by(FEW) {
                         if self.symmetric && self.first + j + R <= top + i {
                             continue;
                         }
-                        // SAFETY: both blocks hold `ROWS` rows of `step` elements, a multiple of `LANES`, and the last
+                        // SAFETY: both hold `ROWS` rows of `step` elements, a multiple of `LANES`, and the last
                         // tile ends with the block: `FEW` and `R` divide `ROWS`.
-                        let tile = unsafe {
-                            dots::<V, R>(block_a.as_ptr().add(i * step), block_b.as_ptr().add(j * step), step)
-                        };
+                        let tile =
+                            unsafe { dots::<V, R>(rows_a.as_ptr().add(i * step), rows_b.as_ptr().add(j * step), step) };
                         for (i, tile) in (i..).zip(tile) {
                             for (sum, dot) in sums[i * ROWS + j..][..R].iter_mut().zip(tile) {
                                 *sum += dot;
@@ -183,16 +183,28 @@ impl<T: Float> Inner<'_, T> {
     }
 }
 
-/// Copies a part of some rows to rows of `step` elements; what remains of a block of `ROWS` rows is filled with zeros.
+/// A part of some rows as `ROWS` rows of `step` elements: those of the matrix itself, or a copy with zeros for what is
+/// missing.
 #[inline(always)]
-fn pack<T: Float>(from: Matrix<'_, T>, rows: Range<usize>, columns: Range<usize>, step: usize, to: &mut [T]) {
-    let (used, rest) = to[..ROWS * step].split_at_mut(rows.len() * step);
+fn block<'a, T: Float>(
+    from: Matrix<'a, T>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    step: usize,
+    to: &'a mut [T],
+) -> &'a [T] {
+    if columns.len() == step && from.columns == step && rows.len() == ROWS {
+        return &from.values[rows.start * step..][..ROWS * step];
+    }
+    let to = &mut to[..ROWS * step];
+    let (used, rest) = to.split_at_mut(rows.len() * step);
     for (row, to) in rows.zip(used.chunks_exact_mut(step)) {
         let (to, gap) = to.split_at_mut(columns.len());
         to.copy_from_slice(from.row(row, columns.clone()));
         gap.fill(T::default());
     }
     rest.fill(T::default());
+    to
 }
 
 /// Inner products of `FEW` rows with `R` rows; all lie `step` apart and are as long.
@@ -370,7 +382,7 @@ unsafe fn settle<V: Simd, const W: usize>(
 /// `W X`, `[M, N]` and `[N, D]` to `[M, D]`.
 fn weighted<T: Float>(set: InstructionSet, weights: Matrix<'_, T>, x: Matrix<'_, T>) -> Vec<T> {
     // Few summands: the columns are what the threads share.
-    let pieces = (SLICES * SUMMANDS).div_ceil(x.rows()).clamp(1, SLICES);
+    let pieces = (TASKS * SUMMANDS).div_ceil(x.rows()).min(TASKS);
     let width = x.columns.div_ceil(pieces).next_multiple_of(64).min(COLUMNS);
     sliced([weights.rows(), x.columns, width], (x.rows(), SUMMANDS), |to, at, depth| {
         T::dispatch(set, Weighted { weights, x, first: at * width, depth, to });

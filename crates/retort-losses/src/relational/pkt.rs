@@ -4,7 +4,7 @@ use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Result, ops, reduce};
 use candle_core::{DType, Device, Tensor};
-use retort_kernels::{gram, with_gradient};
+use retort_kernels::{gram, weighted_sums, with_gradient};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "pkt";
@@ -43,16 +43,17 @@ const EPS: f64 = 1e-7;
 /// ```
 pub fn probabilistic_transfer(student: &Tensor, teacher: &Tensor, eps: f64) -> Result<Tensor> {
     config::check::positive(METHOD, "eps", eps)?;
-    let (_, teacher) = ops::batches(METHOD, student, teacher)?;
-    // Two Gram matrices are all that has a graph; what follows is small and has its gradient in closed form.
-    let neighbours = |x: &Tensor| -> Result<_> {
-        let gram = gram(&x.to_dtype(DType::F64)?)?;
-        Ok((Neighbours::new(&gram, eps)?, gram))
-    };
+    let (b, teacher) = ops::batches(METHOD, student, teacher)?;
+    let neighbours = |x: &Tensor| Neighbours::new(&gram(&x.detach().to_dtype(DType::F64)?)?, eps);
     let (s, t) = rayon::join(|| neighbours(student), || neighbours(&teacher));
-    let ((s, gram_s), (t, _)) = (s?, t?);
-    let slope = Tensor::from_vec(s.gradient(&t, eps), gram_s.shape(), &Device::Cpu)?.to_device(gram_s.device())?;
-    Ok(with_gradient(s.divergence(&t, eps), &gram_s, &slope)?.to_dtype(student.dtype())?)
+    let (s, t) = (s?, t?);
+    let value = s.divergence(&t, eps);
+    if !student.track_op() {
+        return reduce::constant(value, student);
+    }
+    let slope = Tensor::from_vec(s.slope(&t, eps), (b, b), &Device::Cpu)?.to_dtype(student.dtype())?;
+    let gradient = weighted_sums(&slope.to_device(student.device())?, &student.detach())?;
+    Ok(with_gradient(value, student, &gradient)?)
 }
 
 /// The neighbour distributions of a batch, all matrices `[B, B]`.
@@ -97,33 +98,33 @@ impl Neighbours {
         terms.sum::<f64>() / (self.b * self.b) as f64
     }
 
-    /// Its derivative with respect to the inner products.
+    /// A symmetric matrix W such that `W X` is the gradient with respect to the samples `X`: the derivative with respect
+    /// to the inner products, plus its transpose.
     ///
     /// Where rounding has pushed the kernel below 0 the derivative stays that of the kernel.
-    fn gradient(&self, teacher: &Self, eps: f64) -> Vec<f64> {
+    fn slope(&self, teacher: &Self, eps: f64) -> Vec<f64> {
         let b = self.b;
         let scale = -1.0 / (b * b) as f64;
-        let mut out = vec![0.0; b * b];
+        let mut slope = vec![0.0; b * b];
         // Derivatives with respect to the inverse norms.
         let mut pull = vec![0.0; b];
-        for (i, out) in out.chunks_exact_mut(b).enumerate() {
-            let (p, t, gram) = (&self.p[i * b..], &teacher.p[i * b..], &self.gram[i * b..]);
-            let mut along = 0.0;
-            for (j, out) in out.iter_mut().enumerate() {
-                *out = scale * t[j] / (p[j] + eps);
-                along += *out * p[j];
-            }
-            for (j, out) in out.iter_mut().enumerate() {
-                let by_cosine = 0.5 * (*out - along) / self.total[i];
+        for i in 0..b {
+            let (p, t, gram) = (&self.p[i * b..][..b], &teacher.p[i * b..][..b], &self.gram[i * b..][..b]);
+            let by_p: Vec<f64> = p.iter().zip(t).map(|(p, t)| scale * t / (p + eps)).collect();
+            let along = reduce::lanes(b, |j| by_p[j] * p[j]);
+            for j in 0..b {
+                let by_cosine = 0.5 * (by_p[j] - along) / self.total[i];
                 pull[i] += by_cosine * gram[j] * self.inverse[j];
                 pull[j] += by_cosine * gram[j] * self.inverse[i];
-                *out = by_cosine * self.inverse[i] * self.inverse[j];
+                let by_gram = by_cosine * self.inverse[i] * self.inverse[j];
+                slope[i * b + j] += by_gram;
+                slope[j * b + i] += by_gram;
             }
         }
         for i in (0..b).filter(|&i| self.norm[i] != 0.0) {
-            out[i * b + i] -= pull[i] * self.inverse[i] * self.inverse[i] / (2.0 * self.norm[i]);
+            slope[i * b + i] -= pull[i] * self.inverse[i] * self.inverse[i] / self.norm[i];
         }
-        out
+        slope
     }
 }
 
