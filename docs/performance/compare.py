@@ -21,7 +21,7 @@ MIN_STEPS, MAX_STEPS = 3, 2000
 # Above this share of all cores, work of others makes a measurement doubtful.
 OTHER_CPU = 0.05
 
-TRAIN_MODELS = ("resnet8", "resnet20", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2")
+TRAIN_MODELS = ("resnet8", "resnet20", "resnet56", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2")
 KD_PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"), ("wrn_40_2", "wrn_16_2"))
 MAP_LOSSES = ("nst", "sp", "at", "fitnet", "vid")
 LOSSES = ("crd", "nst", "sp", "rkd", "at", "pkt", "kd", "dkd", "fitnet", "vid", "cc")

@@ -131,7 +131,9 @@ pub(crate) fn backward(g: &Geometry) -> (Planes, Vec<Job>) {
     let jobs = jobs
         .into_iter()
         .map(|(phase, r, c)| {
+            // The later a tap, the further back it looks: in this order the offsets grow.
             let taps: Vec<usize> = (0..g.taps())
+                .rev()
                 .filter(|&t| {
                     let tap = g.tap(t);
                     [tap[0] % stride[0], tap[1] % stride[1]] == phase

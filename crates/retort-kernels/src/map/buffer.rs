@@ -97,8 +97,9 @@ pub(crate) struct Store<T>(Mutex<Idle<T>>);
 
 /// Idle buffers by length; all sizes in pixels.
 ///
-/// At most as much is idle as was ever in use at one time, so that a change of sizes (another batch size, another
-/// network) at most doubles the memory; what has waited longest goes first.
+/// Together with what is in use it is at most twice what was ever in use at one time, so that a change of sizes (another
+/// batch size, another network) at most doubles the memory; what has waited longest goes first.
+/// A tighter bound would cost memory that the next step needs: the sizes differ from phase to phase of a step.
 #[derive(Debug)]
 struct Idle<T> {
     classes: BTreeMap<usize, Class<T>>,
@@ -136,7 +137,7 @@ impl<T> Idle<T> {
         class.buffers.push(pixels);
         self.live = self.live.saturating_sub(capacity);
         self.idle += capacity;
-        while self.idle > self.most && self.forget_one() {}
+        while self.idle + self.live > 2 * self.most && self.forget_one() {}
     }
 
     /// Drops a buffer of the class that has waited longest.
@@ -179,8 +180,8 @@ impl<T> Store<T> {
 
 /// Returns the memory that feature maps have used and no longer use to the allocator.
 ///
-/// It is kept otherwise, because the next training step asks for the same sizes: at most as much as was ever in use
-/// at one time.
+/// It is kept otherwise, because the next training step asks for the same sizes: with what is in use, at most twice as
+/// much as was ever in use at one time.
 pub fn release_memory() {
     f32::store().lock().clear();
     f64::store().lock().clear();
@@ -203,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_idle_than_was_in_use() {
+    fn idle_memory_is_bounded() {
         let mut idle = Idle::<f32>::EMPTY;
         let buffer = |len| vec![Pixel([0.0; BLOCK]); len];
-        for len in [8, 16, 32, 64] {
+        for len in [8, 16, 32, 64, 40] {
             assert!(idle.take(len).is_none());
             idle.give(buffer(len));
-            assert!(idle.idle <= 64);
+            assert!(idle.idle <= 2 * idle.most);
         }
         // The three small ones have waited longest.
         assert!(idle.take(32).is_none());

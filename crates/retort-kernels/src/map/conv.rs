@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::buffer::{BLOCK, Buffer, Pixel};
 use super::node::{Dims, Gradient, GradientSum, Node, by_block};
-use super::pass::{Part, Partial};
+use super::pass::{Part, Partial, by_images};
 use super::tape::Backward;
 use crate::conv::geometry::Geometry;
 use crate::raw::{tensor, with_slice};
@@ -24,6 +24,9 @@ use crate::simd::Float;
 use crate::{Activation, InstructionSet, isa};
 use pass::{Backward as Settle, Direct, Finish, Forward};
 use planes::Source;
+
+/// Pixels of a weight gradient that a thread adds up at once.
+const ADDED_AT_ONCE: usize = 1 << 9;
 
 /// What happens to the sums of a convolution on their way out.
 pub(super) struct Epilogue<'a, T: Float> {
@@ -218,13 +221,16 @@ impl WeightSums {
     /// Adds the slices in order; `[O, I / groups, kh, kw]`.
     fn unpack<T: Float>(&self, set: InstructionSet, mut parts: Buffer<T>) -> Vec<T> {
         let (total, rest) = parts.split_at_mut(self.len());
-        for part in rest.chunks_exact(total.len()) {
-            for (total, part) in total.iter_mut().zip(part) {
-                for (total, &part) in total.0.iter_mut().zip(&part.0) {
-                    *total += part;
+        let parts: Vec<_> = rest.chunks_exact(total.len()).collect();
+        total.par_chunks_mut(ADDED_AT_ONCE).enumerate().for_each(|(i, total)| {
+            for part in &parts {
+                for (total, part) in total.iter_mut().zip(&part[i * ADDED_AT_ONCE..]) {
+                    for (total, &part) in total.0.iter_mut().zip(&part.0) {
+                        *total += part;
+                    }
                 }
             }
-        }
+        });
         match self {
             Self::Depthwise(sums) => sums.unpack(total),
             Self::Direct(sums) => sums.unpack(total),
@@ -317,8 +323,12 @@ impl<T: Float> Convolution<T> {
                             direct(set, (pass, sums), (x, dy), images, (part, to), &finish);
                         }
                         _ => {
-                            pass.images(set, dy, first, part, &finish);
-                            sums.slice(set, sources, images, to);
+                            let together = pass.together();
+                            for (i, part) in by_images(pass.target(), part, together).enumerate() {
+                                let first = first + i * together;
+                                pass.images(set, dy, first, part, &finish);
+                                sums.slice(set, sources, first..(first + together).min(images.end), to);
+                            }
                         }
                     }
                 });

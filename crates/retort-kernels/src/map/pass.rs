@@ -1,7 +1,7 @@
 //! Single passes over a block of channels: reading a map's values, masking and summing its gradient, its moments.
 
 use super::buffer::{BLOCK, Pixel, Pixels, elements, elements_mut};
-use super::node::{Node, Normal, Slope};
+use super::node::{Dims, Node, Normal, Slope};
 use crate::Activation;
 use crate::simd::{Float, Simd};
 
@@ -20,6 +20,15 @@ pub(crate) struct Partial<T> {
 
 /// Blocks of a map that is being computed, and their sums.
 pub(crate) type Part<'a, T> = (&'a mut [Pixel<T>], &'a mut [Partial<T>]);
+
+/// Parts of so many images each.
+pub(crate) fn by_images<T>(
+    dims: Dims,
+    (values, partials): Part<'_, T>,
+    images: usize,
+) -> impl Iterator<Item = Part<'_, T>> {
+    values.chunks_mut(images * dims.image()).zip(partials.chunks_mut(images * dims.blocks()))
+}
 
 impl<T: Float> Partial<T> {
     pub(crate) fn zero() -> Self {
@@ -212,42 +221,39 @@ pub(crate) fn settle<T: Float, V: Simd<Elem = T>>(
     for part in (0..BLOCK).step_by(V::LANES) {
         // SAFETY: all slices have the length of a block, and `part` is a part of a pixel.
         unsafe {
-            if let Some(old) = old {
-                let old = Copied::<V>::new(old, part);
-                let target = elements_mut(to);
-                for i in 0..to.len() {
-                    let at = target.add(i * BLOCK + part);
-                    V::load(at).add(old.at(i)).store(at);
-                }
-            }
+            let old = old.map(|old| Copied::<V>::new(old, part));
+            let relu = node.act == Activation::Relu;
             match &node.normal {
                 Some(normal) => {
                     let value = Normalised::<V>::new(x, normal, block, node.act, part);
-                    masked_sums(value, node.act == Activation::Relu, to, part, &mut partial);
+                    masked_sums(value, (relu, old), to, part, &mut partial);
                 }
-                None if node.act == Activation::Relu => {
+                None => {
                     let (value, target) = (Copied::<V>::new(x, part), elements_mut(to));
                     for i in 0..to.len() {
                         let at = target.add(i * BLOCK + part);
-                        V::load(at).where_positive(value.at(i)).store(at);
+                        let g = match old {
+                            Some(old) => V::load(at).add(old.at(i)),
+                            None => V::load(at),
+                        };
+                        if relu { g.where_positive(value.at(i)) } else { g }.store(at);
                     }
                 }
-                None => {}
             }
         }
     }
     partial
 }
 
-/// Masks a block of the gradient of a normalised map and sums it.
+/// Adds what gathered before to a block of the gradient of a normalised map, masks and sums it.
 ///
 /// # Safety
 ///
-/// `value` must have as many pixels as `to`, and `part` be a part of a pixel.
+/// `value` and `old` must have as many pixels as `to`, and `part` be a part of a pixel.
 #[inline(always)]
 unsafe fn masked_sums<V: Simd>(
     value: Normalised<V>,
-    relu: bool,
+    (relu, old): (bool, Option<Copied<V>>),
     to: &mut [Pixel<V::Elem>],
     part: usize,
     partial: &mut Partial<V::Elem>,
@@ -261,10 +267,13 @@ unsafe fn masked_sums<V: Simd>(
             for i in from..len.min(from + CHUNK) {
                 let at = target.add(i * BLOCK + part);
                 let mut g = V::load(at);
+                if let Some(old) = old {
+                    g = g.add(old.at(i));
+                }
                 if relu {
                     g = g.where_positive(value.at(i));
-                    g.store(at);
                 }
+                g.store(at);
                 sums = sums.add(g);
                 products = g.mul_add(value.x.at(i).sub(value.centre), products);
             }

@@ -51,8 +51,14 @@ impl<T: Float> Kernel<T> for Sum<'_, T> {
                 }
             }
         }
-        moments::<T, V>(self.to)
+        if gathers(self.act) { moments::<T, V>(self.to) } else { Partial::zero() }
     }
+}
+
+/// Whether the moments of a sum are gathered on the way: networks normalise a sum before its activation or not at all;
+/// where one does otherwise, its normalisation makes a pass of its own.
+fn gathers(act: Activation) -> bool {
+    act == Activation::None
 }
 
 /// # Safety
@@ -80,8 +86,10 @@ pub(super) fn sum<T: Float>(set: InstructionSet, a: &Node<T>, b: Option<&Node<T>
         *partial = T::dispatch(set, Sum { a, b, act, at: (i / blocks, i % blocks), to });
     });
     let node = Node::new(dims, Arc::new(values), None, act);
-    let stats = node.merge(&partials);
-    node.stats.get_or_init(|| stats);
+    if gathers(act) {
+        let stats = node.merge(&partials);
+        node.stats.get_or_init(|| stats);
+    }
     node
 }
 

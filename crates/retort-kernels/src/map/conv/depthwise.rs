@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::pass::{Finish, FinishBlock, copy_out, is_whole};
+use super::kernel::Places;
+use super::pass::{Finish, FinishBlock, places};
 use super::planes::Source;
 use super::weight::rows_of;
 use crate::InstructionSet;
@@ -28,6 +29,7 @@ struct Compute<'a, T> {
     offsets: &'a [usize],
     /// A pixel for each tap.
     weights: &'a [Pixel<T>],
+    places: &'a Places,
     to: &'a mut [Pixel<T>],
 }
 
@@ -35,7 +37,8 @@ impl<T: Float> Kernel<T> for Compute<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        let len = self.to.len();
+        let len = self.places.len();
+        assert!(self.to.len() >= self.places.end);
         assert!(self.plane.len() >= self.offsets.iter().max().unwrap_or(&0) + len);
         assert!(self.weights.len() >= self.offsets.len());
         let taps = (self.plane, self.offsets, self.weights);
@@ -46,8 +49,8 @@ impl<T: Float> Kernel<T> for Compute<'_, T> {
                 // SAFETY: the assertions cover the last output and its furthest tap.
                 unsafe {
                     match now {
-                        TOGETHER => tile::<V, TOGETHER>(taps, at, part, self.to),
-                        _ => tile::<V, 1>(taps, at, part, self.to),
+                        TOGETHER => tile::<V, TOGETHER>(taps, at, part, (self.places, self.to)),
+                        _ => tile::<V, 1>(taps, at, part, (self.places, self.to)),
                     }
                 }
                 at += now;
@@ -61,7 +64,7 @@ unsafe fn tile<V: Simd, const P: usize>(
     (plane, offsets, weights): (&Pixels<V::Elem>, &[usize], &Pixels<V::Elem>),
     at: usize,
     part: usize,
-    to: &mut [Pixel<V::Elem>],
+    (places, to): (&Places, &mut [Pixel<V::Elem>]),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -73,10 +76,7 @@ unsafe fn tile<V: Simd, const P: usize>(
                 sums[p] = V::load(x.add(p * BLOCK)).mul_add(w, sums[p]);
             }
         }
-        let to = elements_mut(to).add(at * BLOCK + part);
-        for p in 0..P {
-            sums[p].store(to.add(p * BLOCK));
-        }
+        places.store(sums, at, elements_mut(to).add(part));
     }
 }
 
@@ -140,27 +140,34 @@ unsafe fn sums<V: Simd, const N: usize>(
     }
 }
 
+/// A job with its weights as `[block][tap]`.
+struct Packed<T> {
+    job: Job,
+    weights: Vec<Pixel<T>>,
+    places: Places,
+}
+
 /// The forward pass or the input gradient.
 pub(super) struct Pass<T: Float> {
     planes: Planes,
-    /// With weights as `[block][tap]`.
-    jobs: Vec<(Job, Vec<Pixel<T>>)>,
+    jobs: Vec<Packed<T>>,
     pub(super) target: Dims,
 }
 
 impl<T: Float> Pass<T> {
     pub(super) fn forward(g: &Geometry, w: &[T]) -> Self {
         let (planes, job) = forward(g);
-        let weights = pack(g, &job.taps, w);
+        let (weights, places) = (pack(g, &job.taps, w), places(&job, planes.width, g.output));
         let target = Dims { batch: g.batch, channels: g.c_out, size: g.output };
-        Self { planes, jobs: vec![(job, weights)], target }
+        Self { planes, jobs: vec![Packed { job, weights, places }], target }
     }
 
     pub(super) fn backward(g: &Geometry, w: &[T]) -> Self {
         let (planes, jobs) = backward(g);
+        let width = planes.width;
         let packed = |job: Job| {
-            let weights = pack(g, &job.taps, w);
-            (job, weights)
+            let (weights, places) = (pack(g, &job.taps, w), places(&job, width, g.input));
+            Packed { job, weights, places }
         };
         let target = Dims { batch: g.batch, channels: g.c_in, size: g.input };
         Self { planes, jobs: jobs.into_iter().map(packed).collect(), target }
@@ -181,31 +188,20 @@ impl<T: Float> Pass<T> {
         for (image, (to, partials)) in (first..).zip(images) {
             let planes = self.planes.of(set, source, image, &mut scratch);
             for (block, (to, partial)) in to.chunks_exact_mut(area).zip(partials).enumerate() {
-                for (job, weights) in &self.jobs {
-                    self.job(set, (job, weights), block, &planes[block * plane..], to);
+                for Packed { job, weights, places } in &self.jobs {
+                    let taps = job.taps.len();
+                    let compute = Compute {
+                        plane: &planes[block * plane..],
+                        offsets: &job.offsets,
+                        weights: &weights[block * taps..(block + 1) * taps],
+                        places,
+                        to: &mut *to,
+                    };
+                    T::dispatch(set, compute);
                 }
                 *partial = T::dispatch(set, FinishBlock { finish, at: (image, block), to });
             }
         }
-    }
-
-    /// Computes one job of a block.
-    fn job(
-        &self,
-        set: InstructionSet,
-        (job, weights): (&Job, &[Pixel<T>]),
-        block: usize,
-        plane: &[Pixel<T>],
-        to: &mut [Pixel<T>],
-    ) {
-        let taps = job.taps.len();
-        let (offsets, weights) = (&job.offsets, &weights[block * taps..(block + 1) * taps]);
-        if is_whole(job, self.planes.width, self.target.size) {
-            return T::dispatch(set, Compute { plane, offsets, weights, to });
-        }
-        let mut run = Buffer::stale(job.run(self.planes.width));
-        T::dispatch(set, Compute { plane, offsets, weights, to: &mut run });
-        copy_out(job, self.planes.width, &run, self.target.size, to);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::kernel::{Compute, Run, Width};
+use super::kernel::{Compute, Places, Run, Width};
 use super::pack::{Group, Nesting, Order};
 use super::planes::{Source, fill_all};
 use crate::conv::geometry::Geometry;
@@ -100,9 +100,26 @@ impl<T: Float> Finish<T> for Backward<'_, T> {
 /// A convolution from one map to another: the forward pass or the input gradient.
 pub(super) struct Direct<T: Float> {
     pub(super) planes: Planes,
-    pub(super) jobs: Vec<(Job, Buffer<T>)>,
+    pub(super) jobs: Vec<Packed<T>>,
     pub(super) order: Order,
     pub(super) target: Dims,
+}
+
+/// A job with its weights in the order of the kernels.
+pub(super) struct Packed<T: Float> {
+    job: Job,
+    weights: Buffer<T>,
+    places: Places,
+}
+
+/// Where the flat run of a job over planes of this width goes in the target: the columns behind a row go nowhere.
+pub(super) fn places(job: &Job, width: usize, target: [usize; 2]) -> Places {
+    let ([_, cols], [row_step, col_step]) = (job.size, job.step);
+    Places::new((0..job.run(width)).map(|i| {
+        let (row, col) = (i / width, i % width);
+        let at = (job.first[0] + row * row_step) * target[1] + job.first[1] + col * col_step;
+        (col < cols).then_some(at)
+    }))
 }
 
 /// Blocks that the kernels of an instruction set compute together.
@@ -119,7 +136,8 @@ impl<T: Float> Direct<T> {
             w[(target * sources + source) * taps + tap]
         });
         let target = Dims { batch: g.batch, channels: g.c_out, size: g.output };
-        Self { planes, jobs: vec![(job, packed)], order, target }
+        let places = places(&job, planes.width, g.output);
+        Self { planes, jobs: vec![Packed { job, weights: packed, places }], order, target }
     }
 
     pub(super) fn backward(set: InstructionSet, g: &Geometry, w: &[T]) -> Self {
@@ -132,8 +150,9 @@ impl<T: Float> Direct<T> {
         let jobs = jobs
             .into_iter()
             .map(|job| {
-                let packed = order.pack((&job.taps, Nesting::SegmentFirst), weight);
-                (job, packed)
+                let weights = order.pack((&job.taps, Nesting::SegmentFirst), weight);
+                let places = places(&job, planes.width, g.input);
+                Packed { job, weights, places }
             })
             .collect();
         Self { planes, jobs, order, target: Dims { batch: g.batch, channels: g.c_in, size: g.input } }
@@ -141,7 +160,7 @@ impl<T: Float> Direct<T> {
 
     /// Whether the groups of channels are the outer loop and the images the inner one.
     pub(super) fn group_by_group(&self) -> bool {
-        let pixels: usize = self.jobs.iter().map(|(_, weights)| weights.len()).sum();
+        let pixels: usize = self.jobs.iter().map(|packed| packed.weights.len()).sum();
         self.target.batch > 1 && pixels * size_of::<Pixel<T>>() > RESIDENT
     }
 
@@ -155,12 +174,11 @@ impl<T: Float> Direct<T> {
         mut with_planes: impl FnMut(usize, &[Pixel<T>]),
     ) {
         let mut scratch = Buffer::stale(self.planes.pixels(source.blocks()));
-        let mut runs = self.scratch();
         let images = to.chunks_exact_mut(self.target.image()).zip(partials.chunks_exact_mut(self.target.blocks()));
         for (image, (to, partials)) in (first..).zip(images) {
             let planes = self.planes.of(set, source, image, &mut scratch);
             for (group, part) in self.order.groups.iter().zip(self.parts(to, partials)) {
-                self.group(set, (planes, image), group, part, (finish, &mut runs));
+                self.group(set, (planes, image), group, part, finish);
             }
             with_planes(image, planes);
         }
@@ -183,9 +201,8 @@ impl<T: Float> Direct<T> {
             }
         }
         tasks.into_par_iter().zip(&self.order.groups).for_each(|(task, group)| {
-            let mut runs = self.scratch();
             for (i, part) in task.into_iter().enumerate() {
-                self.group(set, (&planes[i * len..(i + 1) * len], i), group, part, (finish, &mut runs));
+                self.group(set, (&planes[i * len..(i + 1) * len], i), group, part, finish);
             }
         });
     }
@@ -207,17 +224,6 @@ impl<T: Float> Direct<T> {
         parts
     }
 
-    /// Memory for the flat runs of a group.
-    fn scratch(&self) -> Buffer<T> {
-        let blocks = self.order.groups.iter().map(|group| group.blocks.len()).max().unwrap_or(0);
-        Buffer::stale(blocks * self.stride())
-    }
-
-    /// Pixels of a block of scratch memory for the flat run of a job.
-    fn stride(&self) -> usize {
-        self.jobs.iter().map(|(job, _)| job.run(self.planes.width)).max().unwrap_or(0)
-    }
-
     /// Computes the blocks of a group of an image.
     fn group(
         &self,
@@ -225,52 +231,24 @@ impl<T: Float> Direct<T> {
         (planes, image): (&[Pixel<T>], usize),
         group: &Group,
         (to, partials): Part<'_, T>,
-        (finish, runs): (&impl Finish<T>, &mut [Pixel<T>]),
+        finish: &impl Finish<T>,
     ) {
         let area = self.target.area();
-        for (job, weights) in &self.jobs {
-            let whole = is_whole(job, self.planes.width, self.target.size);
+        for Packed { job, weights, places } in &self.jobs {
             let run = Run {
                 segments: &group.segments,
                 offsets: &job.offsets,
                 plane: self.planes.plane(),
                 len: job.run(self.planes.width),
                 blocks: group.blocks.len(),
-                stride: if whole { area } else { self.stride() },
+                stride: area,
+                places: Some(places),
             };
             let weights = &weights[self.order.range(group, job.offsets.len())];
-            if whole {
-                T::dispatch(set, Compute { run, planes, weights, to });
-                continue;
-            }
-            T::dispatch(set, Compute { run, planes, weights, to: &mut *runs });
-            for (to, run) in to.chunks_exact_mut(area).zip(runs.chunks_exact(run.stride)) {
-                copy_out(job, self.planes.width, run, self.target.size, to);
-            }
+            T::dispatch(set, Compute { run, planes, weights, to: &mut *to });
         }
         for ((to, partial), block) in to.chunks_exact_mut(area).zip(partials).zip(group.blocks.clone()) {
             *partial = T::dispatch(set, FinishBlock { finish, at: (image, block), to });
-        }
-    }
-}
-
-/// Whether the flat run of a job over planes of this width is the target itself.
-pub(super) fn is_whole(job: &Job, width: usize, target: [usize; 2]) -> bool {
-    job.step == [1; 2] && job.size == target && width == target[1]
-}
-
-/// Copies a flat run to its places in a block.
-pub(super) fn copy_out<T: Copy>(job: &Job, width: usize, run: &[Pixel<T>], target: [usize; 2], to: &mut [Pixel<T>]) {
-    let [rows, cols] = job.size;
-    for row in 0..rows {
-        let from = &run[row * width..][..cols];
-        let start = (job.first[0] + row * job.step[0]) * target[1] + job.first[1];
-        if job.step[1] == 1 {
-            to[start..start + cols].copy_from_slice(from);
-        } else {
-            for (to, from) in to[start..].iter_mut().step_by(job.step[1]).zip(from) {
-                *to = *from;
-            }
         }
     }
 }

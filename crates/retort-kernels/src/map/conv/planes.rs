@@ -1,5 +1,7 @@
 //! Copies blocks of a map into zero-padded planes, normalising or differentiating on the way.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::InstructionSet;
@@ -71,15 +73,23 @@ impl Planes {
         {
             return stored;
         }
-        T::dispatch(set, Fill { planes: self, source, image, to: scratch });
+        let blocks = 0..source.blocks();
+        T::dispatch(set, Fill { planes: self, source, image, blocks, to: scratch });
         scratch
     }
 
     #[inline(always)]
-    fn fill_blocks<V: Simd>(&self, source: Source<'_, V::Elem>, image: usize, to: &mut [Pixel<V::Elem>]) {
+    fn fill_blocks<V: Simd>(
+        &self,
+        source: Source<'_, V::Elem>,
+        image: usize,
+        blocks: Range<usize>,
+        to: &mut [Pixel<V::Elem>],
+    ) {
         let (node, plane) = (source.node(), self.plane());
-        for block in 0..node.dims.blocks() {
-            let to = &mut to[block * plane..(block + 1) * plane];
+        let end = blocks.len() * plane;
+        to[end..end + self.width].fill(Pixel::zero());
+        for (block, to) in blocks.zip(to.chunks_exact_mut(plane)) {
             let x = node.block(image, block);
             for part in (0..BLOCK).step_by(V::LANES) {
                 // SAFETY: the readers have the pixels of a block, `fill_pixels` asks for no others; `part` is a part of a pixel.
@@ -103,8 +113,6 @@ impl Planes {
                 }
             }
         }
-        let end = node.dims.blocks() * plane;
-        to[end..end + self.width].fill(Pixel::zero());
     }
 
     /// Fills the planes of a block.
@@ -140,11 +148,13 @@ impl Planes {
     }
 }
 
-/// The planes of one image.
+/// The planes of some blocks of an image.
 pub(super) struct Fill<'a, T: Float> {
     pub(super) planes: &'a Planes,
     pub(super) source: Source<'a, T>,
     pub(super) image: usize,
+    pub(super) blocks: Range<usize>,
+    /// Pixels for them as of [`Planes::pixels`].
     pub(super) to: &'a mut [Pixel<T>],
 }
 
@@ -152,7 +162,7 @@ impl<T: Float> Kernel<T> for Fill<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        self.planes.fill_blocks::<V>(self.source, self.image, self.to);
+        self.planes.fill_blocks::<V>(self.source, self.image, self.blocks, self.to);
     }
 }
 
@@ -161,6 +171,8 @@ pub(super) fn fill_all<T: Float>(set: InstructionSet, planes: &Planes, source: S
     let dims = source.node().dims;
     let len = planes.pixels(dims.blocks());
     let mut all = Buffer::stale(dims.batch * len);
-    all.par_chunks_mut(len).enumerate().for_each(|(image, to)| T::dispatch(set, Fill { planes, source, image, to }));
+    all.par_chunks_mut(len).enumerate().for_each(|(image, to)| {
+        T::dispatch(set, Fill { planes, source, image, blocks: 0..dims.blocks(), to });
+    });
     (all, len)
 }

@@ -21,7 +21,7 @@ use crate::conv::geometry::Geometry;
 use crate::conv::plan::Planes;
 use crate::map::buffer::{BLOCK, Buffer, Pixel, elements, elements_mut};
 use crate::map::node::Dims;
-use crate::map::pass::Part;
+use crate::map::pass::{Part, by_images};
 use crate::simd::{Float, Kernel, Simd};
 
 /// Places of a patch.
@@ -93,11 +93,18 @@ fn strip(size: [usize; 2], pad: [usize; 2], tiles: Tiles, rows: &Range<usize>, r
     }
 }
 
-/// Transforms all tiles of a strip; `to` is `[place][block][tile]` with `tiles` tiles, of which this strip's start at
-/// `first`.
+/// Pixels from place to place: odd, so that the sixteen streams of a transformation fall into different sets of the
+/// caches.
+fn distance(blocks: usize, tiles: usize) -> usize {
+    (blocks * tiles) | 1
+}
+
+/// Transforms all tiles of a strip of a block; `to` is `[place][block][tile]` with `tiles` tiles, of which this strip's
+/// start at `first`.
 struct Transform<'a, T> {
     planes: &'a [Pixel<T>],
     shape: &'a Planes,
+    block: usize,
     blocks: usize,
     strip: Tiles,
     first: usize,
@@ -139,27 +146,25 @@ impl<T: Float> Kernel<T> for Transform<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        let (plane, width) = (self.shape.plane(), self.shape.width);
+        let width = self.shape.width;
         let reach = if self.kind == Side::Input { 2 } else { 0 };
         assert!(width >= 2 * self.strip.cols + reach && self.shape.rows >= 2 * self.strip.rows + reach);
-        assert!(self.planes.len() >= self.blocks * plane);
-        assert!(self.to.len() >= PLACES * self.blocks * self.tiles);
+        assert!(self.planes.len() >= self.shape.plane());
+        assert!(self.block < self.blocks && self.to.len() >= PLACES * distance(self.blocks, self.tiles));
         assert!(self.first + self.strip.rows * self.strip.cols <= self.tiles);
-        let place = self.blocks * self.tiles * BLOCK;
-        for block in 0..self.blocks {
-            for part in (0..BLOCK).step_by(V::LANES) {
-                for row in 0..self.strip.rows {
-                    for col in 0..self.strip.cols {
-                        let tile = block * self.tiles + self.first + row * self.strip.cols + col;
-                        let from = block * plane + 2 * row * width + 2 * col;
-                        // SAFETY: the assertions cover the last pixel of the last tile.
-                        unsafe {
-                            let from = elements(self.planes).add(from * BLOCK + part);
-                            let to = elements_mut(self.to).add(tile * BLOCK + part);
-                            match self.kind {
-                                Side::Input => patch::<V>(from, width * BLOCK, to, place),
-                                Side::Gradient => square::<V>(from, width * BLOCK, to, place),
-                            }
+        let place = distance(self.blocks, self.tiles) * BLOCK;
+        for part in (0..BLOCK).step_by(V::LANES) {
+            for row in 0..self.strip.rows {
+                for col in 0..self.strip.cols {
+                    let tile = self.block * self.tiles + self.first + row * self.strip.cols + col;
+                    let from = 2 * row * width + 2 * col;
+                    // SAFETY: the assertions cover the last pixel of the last tile.
+                    unsafe {
+                        let from = elements(self.planes).add(from * BLOCK + part);
+                        let to = elements_mut(self.to).add(tile * BLOCK + part);
+                        match self.kind {
+                            Side::Input => patch::<V>(from, width * BLOCK, to, place),
+                            Side::Gradient => square::<V>(from, width * BLOCK, to, place),
                         }
                     }
                 }
@@ -231,10 +236,10 @@ impl<T: Float> Kernel<T> for Untransform<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        assert!(self.sums.len() >= PLACES * self.blocks * self.tiles && self.block < self.blocks);
+        assert!(self.sums.len() >= PLACES * distance(self.blocks, self.tiles) && self.block < self.blocks);
         assert!(self.first + self.rows.len() * self.cols <= self.tiles);
         assert!(self.to.len() == self.size[0] * self.size[1]);
-        let place = self.blocks * self.tiles * BLOCK;
+        let place = distance(self.blocks, self.tiles) * BLOCK;
         for part in (0..BLOCK).step_by(V::LANES) {
             for (i, row) in self.rows.clone().enumerate() {
                 for col in 0..self.cols {
@@ -430,32 +435,26 @@ impl<T: Float> Pass<T> {
         set: InstructionSet,
         source: Source<'_, T>,
         first: usize,
-        (to, partials): Part<'_, T>,
+        part: Part<'_, T>,
         finish: &impl Finish<T>,
     ) {
-        let (together, blocks) = (self.together(), self.target.blocks());
-        let tiles = Tiles::of(self.target.size);
-        let chunks = to.chunks_mut(together * self.target.image()).zip(partials.chunks_mut(together * blocks));
-        for (i, (to, partials)) in chunks.enumerate() {
+        let (together, tiles) = (self.together(), Tiles::of(self.target.size));
+        for (i, (to, partials)) in by_images(self.target, part, together).enumerate() {
             let first = first + i * together;
             for rows in tiles.strips(self.chunk()) {
-                self.strip(set, source, (first, rows), to);
-            }
-            let area = self.target.area();
-            for (b, (to, partial)) in to.chunks_exact_mut(area).zip(partials).enumerate() {
-                let at = (first + b / blocks, b % blocks);
-                *partial = T::dispatch(set, FinishBlock { finish, at, to });
+                self.strip(set, source, (first, rows), (&mut *to, &mut *partials), finish);
             }
         }
     }
 
-    /// Computes a strip of some images, whose targets are `to`.
+    /// Computes a strip of some images; after the last one the blocks are finished.
     fn strip(
         &self,
         set: InstructionSet,
         source: Source<'_, T>,
         (first, rows): (usize, Range<usize>),
-        to: &mut [Pixel<T>],
+        (to, partials): Part<'_, T>,
+        finish: &impl Finish<T>,
     ) {
         let whole = Tiles::of(self.target.size);
         let tiles = Tiles { rows: rows.len(), cols: whole.cols };
@@ -467,11 +466,11 @@ impl<T: Float> Pass<T> {
             first..first + images,
         );
         let blocks = self.target.blocks();
-        let mut sums = Buffer::stale(PLACES * blocks * each * images);
         let len = each * images;
+        let mut sums = Buffer::stale(PLACES * distance(blocks, len));
         for place in 0..PLACES {
-            let planes = &patches[place * self.sources * len..(place + 1) * self.sources * len];
-            let sums = &mut sums[place * blocks * len..(place + 1) * blocks * len];
+            let planes = &patches[place * distance(self.sources, len)..][..self.sources * len];
+            let sums = &mut sums[place * distance(blocks, len)..][..blocks * len];
             for group in &self.order.groups {
                 let run = Run {
                     segments: &group.segments,
@@ -480,6 +479,7 @@ impl<T: Float> Pass<T> {
                     len,
                     blocks: group.blocks.len(),
                     stride: len,
+                    places: None,
                 };
                 let to = &mut sums[group.blocks.start * len..group.blocks.end * len];
                 let weights = &self.weights[self.order.range(group, PLACES)];
@@ -488,7 +488,8 @@ impl<T: Float> Pass<T> {
             }
         }
         let area = self.target.area();
-        for (b, to) in to.chunks_exact_mut(area).enumerate() {
+        let is_last = rows.end == whole.rows;
+        for (b, (to, partial)) in to.chunks_exact_mut(area).zip(partials).enumerate() {
             let (image, block) = (b / blocks, b % blocks);
             let (rows, size) = (rows.clone(), self.target.size);
             let back = Untransform {
@@ -500,9 +501,12 @@ impl<T: Float> Pass<T> {
                 cols: tiles.cols,
                 rows,
                 size,
-                to,
+                to: &mut *to,
             };
             T::dispatch(set, back);
+            if is_last {
+                *partial = T::dispatch(set, FinishBlock { finish, at: (first + image, block), to });
+            }
         }
     }
 }
@@ -541,21 +545,26 @@ struct Strip<'a, T: Float> {
 fn transformed<T: Float>(set: InstructionSet, strip: Strip<'_, T>, images: Range<usize>) -> Buffer<T> {
     let each = strip.tiles.rows * strip.tiles.cols;
     let (blocks, tiles) = (strip.source.blocks(), each * images.len());
-    let mut to = Buffer::stale(PLACES * blocks * tiles);
-    let mut planes = Buffer::stale(strip.shape.pixels(blocks));
+    let mut to = Buffer::stale(PLACES * distance(blocks, tiles));
+    let mut planes = Buffer::stale(strip.shape.pixels(1));
     for (i, image) in images.enumerate() {
-        T::dispatch(set, Fill { planes: &strip.shape, source: strip.source, image, to: &mut planes });
-        let transform = Transform {
-            planes: &planes,
-            shape: &strip.shape,
-            blocks,
-            strip: strip.tiles,
-            first: i * each,
-            tiles,
-            kind: strip.side,
-            to: &mut to,
-        };
-        T::dispatch(set, transform);
+        // Block by block: the planes of one stay in the first cache.
+        for block in 0..blocks {
+            let (source, to_planes) = (strip.source, &mut planes);
+            T::dispatch(set, Fill { planes: &strip.shape, source, image, blocks: block..block + 1, to: to_planes });
+            let transform = Transform {
+                planes: &planes,
+                shape: &strip.shape,
+                block,
+                blocks,
+                strip: strip.tiles,
+                first: i * each,
+                tiles,
+                kind: strip.side,
+                to: &mut to,
+            };
+            T::dispatch(set, transform);
+        }
     }
     to
 }
@@ -628,8 +637,8 @@ impl Adjoint {
     ) {
         let (sources, targets) = (self.g.c_in.div_ceil(BLOCK), self.g.c_out.div_ceil(BLOCK));
         for Transformed { patches, gradients, len } in strips {
-            let dy = &gradients[(place * targets + group.blocks.start) * len..(place + 1) * targets * len];
-            let planes = &patches[place * sources * len..(place + 1) * sources * len];
+            let dy = &gradients[place * distance(targets, *len)..][group.blocks.start * len..targets * len];
+            let planes = &patches[place * distance(sources, *len)..][..sources * len];
             let images = [Sums { planes, plane: *len, dy, stride: *len }];
             let blocks = group.blocks.len();
             let products = Products { segments: &group.segments, offsets: &[0], len: *len, blocks };
