@@ -98,6 +98,9 @@ impl Places {
 /// Bytes of weights that are used for all tiles of a run before the next ones: they should stay in the first cache.
 const NEAR_WEIGHTS: usize = 24 << 10;
 
+/// Elements of weights between the one that is used and the one that is asked for: the third cache is slow.
+const AHEAD: usize = 1 << 10;
+
 macro_rules! tiles {
     ($self:ident, $v:ident, $q:literal, $now:expr, $args:expr, [$($p:literal)*]) => {
         match $now {
@@ -254,6 +257,7 @@ impl Run<'_> {
                             let mut w = [zero; Q];
                             for q in 0..Q {
                                 w[q] = V::load(weights.add(q * V::LANES));
+                                V::prefetch(weights.wrapping_add(AHEAD + q * V::LANES));
                             }
                             for p in 0..P {
                                 let x = V::splat(*x.add(p * BLOCK));

@@ -75,6 +75,11 @@ impl Order {
         Self::new(g.spec.groups, [g.group_out(), g.group_in()], width)
     }
 
+    /// Most blocks of a group.
+    pub(crate) fn width(&self) -> usize {
+        self.groups.iter().map(|group| group.blocks.len()).max().unwrap_or(0)
+    }
+
     /// Pixels for so many taps.
     pub(crate) fn len(&self, taps: usize) -> usize {
         self.len * taps

@@ -31,7 +31,7 @@ const PLACES: usize = 16;
 const CHUNK: usize = 1 << 20;
 
 /// Fewest tiles of a chunk: below, the weights would be read too often.
-const FEWEST: usize = 96;
+const FEWEST: usize = 128;
 
 /// Weight gradients above this size (of one place) are computed place by place over all images.
 const RESIDENT: usize = 1 << 17;
@@ -425,8 +425,9 @@ impl<T: Float> Pass<T> {
         Tiles::of(self.target.size).images(self.chunk())
     }
 
+    /// Tiles of a chunk: their patches and the sums of a group.
     fn chunk(&self) -> usize {
-        Tiles::chunk((self.sources + self.target.blocks()) * BLOCK, size_of::<T>())
+        Tiles::chunk((self.sources + self.order.width()) * BLOCK, size_of::<T>())
     }
 
     /// Computes some images, one chunk after the other.
@@ -465,47 +466,39 @@ impl<T: Float> Pass<T> {
             Strip { source, shape: strip(self.size, self.pad, whole, &rows, 2), tiles, side: Side::Input },
             first..first + images,
         );
-        let blocks = self.target.blocks();
-        let len = each * images;
-        let mut sums = Buffer::stale(PLACES * distance(blocks, len));
-        for place in 0..PLACES {
-            let planes = &patches[place * distance(self.sources, len)..][..self.sources * len];
-            let sums = &mut sums[place * distance(blocks, len)..][..blocks * len];
-            for group in &self.order.groups {
-                let run = Run {
-                    segments: &group.segments,
-                    offsets: &[0],
-                    plane: len,
-                    len,
-                    blocks: group.blocks.len(),
-                    stride: len,
-                    places: None,
-                };
-                let to = &mut sums[group.blocks.start * len..group.blocks.end * len];
-                let weights = &self.weights[self.order.range(group, PLACES)];
-                let weights = &weights[place * self.order.range(group, 1).len()..];
+        let (len, area, all) = (each * images, self.target.area(), self.target.blocks());
+        let mut sums = Buffer::stale(PLACES * distance(self.order.width(), len));
+        for group in &self.order.groups {
+            let blocks = group.blocks.len();
+            let weights = &self.weights[self.order.range(group, PLACES)];
+            for (place, weights) in weights.chunks_exact(weights.len() / PLACES).enumerate() {
+                let segments = &group.segments;
+                let run = Run { segments, offsets: &[0], plane: len, len, blocks, stride: len, places: None };
+                let planes = &patches[place * distance(self.sources, len)..][..self.sources * len];
+                let to = &mut sums[place * distance(blocks, len)..][..blocks * len];
                 T::dispatch(set, Compute { run, planes, weights, to });
             }
-        }
-        let area = self.target.area();
-        let is_last = rows.end == whole.rows;
-        for (b, (to, partial)) in to.chunks_exact_mut(area).zip(partials).enumerate() {
-            let (image, block) = (b / blocks, b % blocks);
-            let (rows, size) = (rows.clone(), self.target.size);
-            let back = Untransform {
-                sums: &sums,
-                blocks,
-                tiles: len,
-                block,
-                first: image * each,
-                cols: tiles.cols,
-                rows,
-                size,
-                to: &mut *to,
-            };
-            T::dispatch(set, back);
-            if is_last {
-                *partial = T::dispatch(set, FinishBlock { finish, at: (first + image, block), to });
+            // The sums of a group are used up before the next ones: fewer of them wait in the cache.
+            for image in 0..images {
+                for block in group.blocks.clone() {
+                    let at = image * all + block;
+                    let to = &mut to[at * area..(at + 1) * area];
+                    let back = Untransform {
+                        sums: &sums,
+                        blocks,
+                        tiles: len,
+                        block: block - group.blocks.start,
+                        first: image * each,
+                        cols: tiles.cols,
+                        rows: rows.clone(),
+                        size: self.target.size,
+                        to: &mut *to,
+                    };
+                    T::dispatch(set, back);
+                    if rows.end == whole.rows {
+                        partials[at] = T::dispatch(set, FinishBlock { finish, at: (first + image, block), to });
+                    }
+                }
             }
         }
     }
@@ -685,7 +678,12 @@ impl Adjoint {
             .into_par_iter()
             .map(|first| self.strip(set, sources, first..(first + together).min(self.g.batch), &(0..tiles.rows)))
             .collect();
-        self.split(to).into_par_iter().for_each(|part| self.add(set, &strips, part));
+        // A place after the other: its patches are read once for all groups.
+        let mut places: Vec<Vec<_>> = (0..PLACES).map(|_| Vec::new()).collect();
+        for part in self.split(to) {
+            places[part.1].push(part);
+        }
+        places.into_par_iter().for_each(|parts| parts.into_iter().for_each(|part| self.add(set, &strips, part)));
     }
 }
 
