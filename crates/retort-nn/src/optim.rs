@@ -4,6 +4,7 @@ use crate::params::Tensors;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var, WithDType};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Parameters that share settings.
@@ -318,28 +319,36 @@ impl Slot {
     }
 }
 
+/// Entries that a thread updates at once; small parameters are not worth waking another one.
+const AT_ONCE: usize = 1 << 15;
+
 /// `a <- f(a, b)` entry by entry, computed in f64 and rounded once.
-struct Zip2<F: Fn(f64, f64) -> f64>(&'static str, F);
+struct Zip2<F: Fn(f64, f64) -> f64 + Sync>(&'static str, F);
 /// `a <- f(a, b, c)` entry by entry, computed in f64 and rounded once.
-struct Zip3<F: Fn(f64, f64, f64) -> f64>(&'static str, F);
+struct Zip3<F: Fn(f64, f64, f64) -> f64 + Sync>(&'static str, F);
 
-impl<F: Fn(f64, f64) -> f64> Zip2<F> {
+impl<F: Fn(f64, f64) -> f64 + Sync> Zip2<F> {
     fn run<T: WithDType>(&self, a: &mut [T], b: &[T]) {
-        for (a, b) in a.iter_mut().zip(b) {
-            *a = T::from_f64((self.1)(a.to_f64(), b.to_f64()));
-        }
+        a.par_chunks_mut(AT_ONCE).zip(b.par_chunks(AT_ONCE)).for_each(|(a, b)| {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a = T::from_f64((self.1)(a.to_f64(), b.to_f64()));
+            }
+        });
     }
 }
 
-impl<F: Fn(f64, f64, f64) -> f64> Zip3<F> {
+impl<F: Fn(f64, f64, f64) -> f64 + Sync> Zip3<F> {
     fn run<T: WithDType>(&self, a: &mut [T], b: &[T], c: &[T]) {
-        for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
-            *a = T::from_f64((self.1)(a.to_f64(), b.to_f64(), c.to_f64()));
-        }
+        let parts = a.par_chunks_mut(AT_ONCE).zip(b.par_chunks(AT_ONCE)).zip(c.par_chunks(AT_ONCE));
+        parts.for_each(|((a, b), c)| {
+            for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+                *a = T::from_f64((self.1)(a.to_f64(), b.to_f64(), c.to_f64()));
+            }
+        });
     }
 }
 
-impl<F: Fn(f64, f64) -> f64> InplaceOp2 for Zip2<F> {
+impl<F: Fn(f64, f64) -> f64 + Sync> InplaceOp2 for Zip2<F> {
     fn name(&self) -> &'static str {
         self.0
     }
@@ -354,7 +363,7 @@ impl<F: Fn(f64, f64) -> f64> InplaceOp2 for Zip2<F> {
     }
 }
 
-impl<F: Fn(f64, f64, f64) -> f64> InplaceOp3 for Zip3<F> {
+impl<F: Fn(f64, f64, f64) -> f64 + Sync> InplaceOp3 for Zip3<F> {
     fn name(&self) -> &'static str {
         self.0
     }

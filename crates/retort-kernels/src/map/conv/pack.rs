@@ -91,11 +91,16 @@ impl Order {
         from..from + group.lanes() * group.blocks.len() * taps
     }
 
-    /// Calls `f(source channel, target channel, pixels, lane)` for every source and target channel of a group that
-    /// belong together; the source channel is counted in its convolution group, and the pixels are those of the taps,
-    /// counted from the start of the group.
+    /// Calls `f(source channel, target channels, pixels, first lane)` for every source channel of a group and the target
+    /// channels of each block that belong to it; the source channel is counted in its convolution group, and the pixels
+    /// are those of the taps, counted from the start of the group.
     #[inline(always)]
-    fn visit(&self, group: &Group, (taps, nesting): (usize, Nesting), mut f: impl FnMut(usize, usize, Taps, usize)) {
+    fn visit(
+        &self,
+        group: &Group,
+        (taps, nesting): (usize, Nesting),
+        mut f: impl FnMut(usize, Range<usize>, Taps, usize),
+    ) {
         let [source_size, target_size] = self.per_group;
         let width = group.blocks.len();
         let mut before = 0;
@@ -113,8 +118,8 @@ impl Order {
                     let first = (source / source_size * target_size).max(from);
                     let last = ((source / source_size + 1) * target_size).min((from + BLOCK).min(self.targets));
                     let pixels = Taps { first: start + i * width + block - group.blocks.start, stride };
-                    for target in first..last {
-                        f(source % source_size, target, pixels, target - from);
+                    if first < last {
+                        f(source % source_size, first..last, pixels, first - from);
                     }
                 }
             }
@@ -131,9 +136,12 @@ impl Order {
         let mut values = Buffer::zeroed(self.len(taps.len()));
         let many = values.len() >= FEW;
         each(self.split(&mut values, taps.len()), &self.groups, many, |to, group| {
-            self.visit(group, (taps.len(), nesting), |source, target, pixels, lane| {
+            self.visit(group, (taps.len(), nesting), |source, targets, pixels, lane| {
                 for (i, &tap) in taps.iter().enumerate() {
-                    to[pixels.first + i * pixels.stride].0[lane] = weight(source, target, tap);
+                    let to = &mut to[pixels.first + i * pixels.stride].0[lane..];
+                    for (to, target) in to.iter_mut().zip(targets.clone()) {
+                        *to = weight(source, target, tap);
+                    }
                 }
             });
         });
@@ -166,10 +174,12 @@ impl Order {
         each(parts, &self.groups, values.len() >= FEW, |to, group| {
             let values = &values[self.range(group, taps)];
             let rows = group.blocks.start * BLOCK;
-            self.visit(group, (taps, nesting), |source, target, pixels, lane| {
-                let to = &mut to[(target - rows) * row + source * taps..][..taps];
-                for (i, to) in to.iter_mut().enumerate() {
-                    *to = values[pixels.first + i * pixels.stride].0[lane];
+            self.visit(group, (taps, nesting), |source, targets, pixels, lane| {
+                for i in 0..taps {
+                    let values = &values[pixels.first + i * pixels.stride].0[lane..];
+                    for (target, &value) in targets.clone().zip(values) {
+                        to[(target - rows) * row + source * taps + i] = value;
+                    }
                 }
             });
         });
