@@ -20,12 +20,14 @@ usage: cargo xtask WORD [ARGS]
   golden DIR.. [--json FILE] [--allow-unsupported]
                       compare with reference numbers
   tidy                check the arrows between the crates and the rules for their sources
+  paths [DIR..]       the tests of everything that computes, and the reference numbers in DIR, on every
+                      instruction-set path that this processor has
   ci                  format, tidy, clippy, tests, documentation, in this order
 
 The options of the first five: cargo xtask WORD --help";
 
 const RETORT_WORDS: [&str; 5] = ["reproduce", "train", "rerun", "list", "bench"];
-const OTHER_WORDS: [&str; 4] = ["golden", "tidy", "ci", "help"];
+const OTHER_WORDS: [&str; 5] = ["golden", "tidy", "paths", "ci", "help"];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         word if RETORT_WORDS.contains(&word) => run_release("retort-lab", "retort", &args),
         "golden" => run_release("retort-testkit", "golden", rest),
         "tidy" => tidy::run(&root()),
+        "paths" => paths(rest),
         "ci" => ci(),
         "help" | "--help" | "-h" => say(USAGE, ExitCode::SUCCESS),
         unknown => {
@@ -135,6 +138,59 @@ fn become_program(mut command: Command) -> ExitCode {
         Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
         Err(error) => say(&format!("cannot start: {error}"), ExitCode::FAILURE),
     }
+}
+
+/// Values of `RETORT_ISA`, and whether the processor has the instructions: the kernels would silently take lesser ones.
+fn instruction_sets() -> [(&'static str, bool); 3] {
+    #[cfg(target_arch = "x86_64")]
+    let (avx2, avx512) = (
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl"),
+    );
+    #[cfg(not(target_arch = "x86_64"))]
+    let (avx2, avx512) = (false, false);
+    [("portable", true), ("avx2", avx2), ("avx512", avx512)]
+}
+
+/// Tests and reference numbers on every path; a path that this processor lacks is named, not counted as passed.
+fn paths(golden: &[String]) -> ExitCode {
+    const TESTS: &[&str] = &[
+        "test",
+        "--package",
+        "retort-kernels",
+        "--package",
+        "retort-nn",
+        "--package",
+        "retort-losses",
+        "--package",
+        "retort-models",
+        "--package",
+        "retort-testkit",
+    ];
+    let mut reference = vec!["run", "--release", "--package", "retort-testkit", "--bin", "golden", "--"];
+    reference.extend(golden.iter().map(String::as_str));
+    let mut steps = vec![TESTS];
+    if !golden.is_empty() {
+        steps.push(&reference);
+    }
+    for (name, supported) in instruction_sets() {
+        if !supported {
+            eprintln!("== {name}: not run, this processor does not have it");
+            continue;
+        }
+        for step in &steps {
+            eprintln!("== {name}: cargo {}", step.join(" "));
+            match cargo(step).env("RETORT_ISA", name).status() {
+                Ok(status) if status.success() => {}
+                Ok(_) => return say(&format!("== {name} failed"), ExitCode::FAILURE),
+                Err(error) => return say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE),
+            }
+        }
+    }
+    say("== all paths of this processor passed", ExitCode::SUCCESS)
 }
 
 /// Everything that CI runs and that needs nothing but this checkout, the cheap steps first.

@@ -5,7 +5,7 @@ pub(crate) mod plan;
 
 use candle_core::{DType, Tensor};
 
-use crate::error::{Error, LIMIT, MOST, dims4, float, like, parameter, shape};
+use crate::error::{LIMIT, MOST, dims4, float, like, parameter, shape};
 use crate::{Activation, FeatureMap, Result};
 use geometry::Geometry;
 
@@ -210,34 +210,6 @@ pub fn conv2d(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>, spec: &Con
     float("conv2d", input)?;
     dims4("conv2d", "input", input)?;
     FeatureMap::from_tensor(input)?.conv2d(weight, bias, None, Activation::None, spec)?.to_tensor()
-}
-
-/// Convolution of a frozen network: `act(conv2d(input, weight, bias) + residual)` in one pass, forward only.
-///
-/// `residual` has the shape of the result; the other shapes are those of [`conv2d`].
-///
-/// # Errors
-///
-/// As for [`conv2d`], and any argument that tracks gradients: the result has no history.
-pub fn conv2d_frozen(
-    input: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    act: Activation,
-    spec: &Conv2dSpec,
-) -> Result<Tensor> {
-    const OP: &str = "conv2d_frozen";
-    let arguments = [("input", Some(input)), ("weight", Some(weight)), ("bias", bias), ("residual", residual)];
-    for (argument, tensor) in arguments {
-        if tensor.is_some_and(Tensor::track_op) {
-            return Err(Error::Tracked { op: OP, argument });
-        }
-    }
-    float(OP, input)?;
-    dims4(OP, "input", input)?;
-    let residual = residual.map(FeatureMap::from_tensor).transpose()?;
-    FeatureMap::from_tensor(input)?.conv2d(weight, bias, residual.as_ref(), act, spec)?.to_tensor()
 }
 
 /// Transposed convolution: the input gradient of a [`conv2d`] as an operation of its own.

@@ -47,7 +47,7 @@ mod raw;
 mod resize;
 mod simd;
 
-pub use conv::{Conv2dSpec, ConvTranspose2dSpec, conv_transpose2d, conv2d, conv2d_frozen};
+pub use conv::{Conv2dSpec, ConvTranspose2dSpec, conv_transpose2d, conv2d};
 pub use error::{Error, Result};
 pub use gather::gather_dot;
 #[doc(hidden)]
@@ -59,6 +59,6 @@ pub use loss::{
 };
 pub use map::{FeatureMap, no_grad, release_memory};
 pub use norm::{BatchStats, batch_norm_eval, batch_norm_train};
-pub use pointwise::{Activation, abs, add_relu, relu};
+pub use pointwise::{Activation, abs, relu};
 pub use pool::{Pool2dSpec, adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use resize::{resize_bilinear2d, resize_nearest2d};

@@ -2,10 +2,10 @@
 
 use std::mem::MaybeUninit;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::error::{float, like};
+use crate::error::float;
 use crate::raw::{by_dtype, dtype, filled, slice, tensor, with_slice};
 use crate::simd::{Float, Kernel, Simd};
 use crate::{InstructionSet, Result, fallback, isa};
@@ -56,7 +56,6 @@ function!(AbsOf, |a, _b| if a < T::default() {
 } else {
     a
 });
-function!(AddReluOf, |a, b| relu_of(a + b));
 // The first argument is the result of the activation (ReLU) or its argument (absolute value), the second the gradient.
 function!(ReluGradient, |y, g| if y <= T::default() { T::default() } else { g });
 function!(AbsGradient, |x, g| if x > T::default() {
@@ -138,36 +137,6 @@ impl CustomOp1 for Abs {
     }
 }
 
-struct AddRelu;
-
-impl CustomOp2 for AddRelu {
-    fn name(&self) -> &'static str {
-        "add_relu"
-    }
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        by_dtype!("add_relu", dtype(s1), T => {
-            let out = map(isa::current(), slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, AddReluOf);
-            Ok((candle_core::WithDType::to_cpu_storage_owned(out), l1.shape().clone()))
-        })
-    }
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        y: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = by_dtype!("add_relu", y.dtype(), T => gradient::<T, _>(y, g, ReluGradient))?;
-        Ok((a.track_op().then(|| g.clone()), b.track_op().then_some(g)))
-    }
-}
-
 /// `max(x, 0)`, element by element.
 ///
 /// The derivative at 0 is 0, as in PyTorch (candle's own says 1).
@@ -195,18 +164,4 @@ pub fn abs(x: &Tensor) -> Result<Tensor> {
         return fallback::abs(x);
     }
     Ok(x.contiguous()?.apply_op1(Abs)?)
-}
-
-/// `relu(a + b)` in one pass over the memory, for tensors of one shape; so is its gradient.
-///
-/// # Errors
-///
-/// Two shapes or element types that differ, or elements that are neither `f32` nor `f64`.
-pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    float("add_relu", a)?;
-    like("add_relu", "second operand", b, a.dtype(), a.dims())?;
-    if !a.device().is_cpu() {
-        return fallback::relu(&(a + b)?);
-    }
-    Ok(a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu)?)
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use retort_kernels::{
-    Activation, Conv2dSpec, ConvTranspose2dSpec, InstructionSet, conv_transpose2d, conv2d, conv2d_frozen,
+    Activation, Conv2dSpec, ConvTranspose2dSpec, FeatureMap, InstructionSet, conv_transpose2d, conv2d,
     with_instruction_set,
 };
 
@@ -173,7 +173,7 @@ fn strided_views_are_accepted() {
 }
 
 #[test]
-fn frozen_adds_bias_residual_and_relu() {
+fn a_map_adds_bias_residual_and_relu() {
     for (groups, stride) in [(1, 1), (2, 2), (4, 1)] {
         let spec = Conv2dSpec::new(stride, 1).with_groups(groups);
         let (x, w, b) = (random((3, 4, 7, 9), 1), random((8, 4 / groups, 3, 3), 2), random(8, 3));
@@ -181,20 +181,16 @@ fn frozen_adds_bias_residual_and_relu() {
         let r = random(plain.shape().clone(), 4);
         let sum = (&plain + &r).unwrap();
         let zero = sum.zeros_like().unwrap();
-        let run = |residual, act| conv2d_frozen(&x, &w, Some(&b), residual, act, &spec).unwrap();
+        let map = |t: &Tensor| FeatureMap::from_tensor(t).unwrap();
+        let run = |residual: Option<&Tensor>, act| {
+            let residual = residual.map(map);
+            map(&x).conv2d(&w, Some(&b), residual.as_ref(), act, &spec).unwrap().to_tensor().unwrap()
+        };
         assert!(difference(&run(None, Activation::None), &plain) < 1e-12);
         assert!(difference(&run(Some(&r), Activation::None), &sum) < 1e-12);
         assert!(difference(&run(None, Activation::Relu), &plain.maximum(&zero).unwrap()) < 1e-12);
         assert!(difference(&run(Some(&r), Activation::Relu), &sum.maximum(&zero).unwrap()) < 1e-12);
     }
-}
-
-#[test]
-fn frozen_refuses_tracked_arguments() {
-    let x = candle_core::Var::from_tensor(&random((1, 1, 3, 3), 1)).unwrap();
-    let w = random((1, 1, 1, 1), 2);
-    let error = conv2d_frozen(&x, &w, None, None, Activation::None, &Conv2dSpec::new(1, 0)).unwrap_err();
-    assert!(error.to_string().contains("input"), "{error}");
 }
 
 fn transposed_cases() -> Vec<([usize; 4], [usize; 4], ConvTranspose2dSpec)> {

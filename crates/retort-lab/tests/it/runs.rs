@@ -1,6 +1,7 @@
 //! Records are the same bits whatever the threads and whenever the process was killed.
 
 use super::{Lab, reproducible};
+use retort_lab::plan::NUMERICS;
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -124,7 +125,8 @@ fn one_run_of_a_plan_and_a_record_run_again() {
         assert_eq!(output.status.code(), Some(1), "{out}");
         assert!(String::from_utf8_lossy(&output.stderr).contains("differ in line"));
     }
-    let old = text.replace("\"numerics\":1", "\"numerics\":0");
+    let old = text.replace(&format!("\"numerics\":{NUMERICS}"), "\"numerics\":0");
+    assert_ne!(text, old);
     fs::write(&record, old).unwrap();
     assert!(lab.refused(&["rerun", record.to_str().unwrap()]).contains(id));
     let other = record.with_file_name("0123456789ab.jsonl");
