@@ -60,6 +60,9 @@ pub(crate) trait Read<V: Simd>: Copy {
     /// The pixel must lie in what the reader was made of.
     unsafe fn at(self, pixel: usize) -> V;
 
+    /// Asks for a pixel that will be read soon; it need not exist.
+    unsafe fn ask(self, pixel: usize);
+
     /// Writes all pixels of a target of the same length.
     ///
     /// # Safety
@@ -95,6 +98,11 @@ impl<V: Simd> Read<V> for Copied<V> {
     unsafe fn at(self, pixel: usize) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(self.0.add(pixel * BLOCK)) }
+    }
+    #[inline(always)]
+    unsafe fn ask(self, pixel: usize) {
+        // SAFETY: no memory is read.
+        unsafe { V::prefetch(self.0.wrapping_add(pixel * BLOCK)) }
     }
 }
 
@@ -150,6 +158,11 @@ impl<V: Simd> Read<V> for Normalised<V> {
             if self.relu { y.positive() } else { y }
         }
     }
+    #[inline(always)]
+    unsafe fn ask(self, pixel: usize) {
+        // SAFETY: no memory is read.
+        unsafe { self.x.ask(pixel) }
+    }
 }
 
 /// `by_gradient * g + by_value * (x - centre) + constant`.
@@ -195,6 +208,14 @@ impl<V: Simd> Read<V> for Sloped<V> {
         unsafe {
             let rest = self.x.at(pixel).sub(self.centre).mul_add(self.by_value, self.constant);
             self.g.at(pixel).mul_add(self.by_gradient, rest)
+        }
+    }
+    #[inline(always)]
+    unsafe fn ask(self, pixel: usize) {
+        // SAFETY: no memory is read.
+        unsafe {
+            self.g.ask(pixel);
+            self.x.ask(pixel);
         }
     }
 }

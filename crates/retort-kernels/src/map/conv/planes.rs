@@ -11,6 +11,9 @@ use crate::map::node::{Gradient, Node};
 use crate::map::pass::{Copied, Normalised, Read, Sloped};
 use crate::simd::{Float, Kernel, Simd};
 
+/// Pixels between the one that is read and the one that is asked for: maps come from far away.
+const AHEAD: usize = 48;
+
 /// What a plane is filled with.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a, T: Float> {
@@ -140,6 +143,7 @@ impl Planes {
                     let from = source.wrapping_mul(self.size[1]).wrapping_add(cols.first);
                     let target = target.add(first * BLOCK);
                     for i in 0..count {
+                        reader.ask(from + AHEAD + i * self.step[1]);
                         reader.at(from + i * self.step[1]).store(target.add(i * BLOCK));
                     }
                 }
