@@ -255,16 +255,22 @@ def number(value, digits):
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def extent(ratios):
+    """A cell with the smallest and the largest ratio of the rounds: how much the machine moved."""
+    known = [r for r in ratios if r is not None]
+    return f"{min(known):.2f} to {max(known):.2f}" if known else "-"
+
+
 def table(results):
     """The results as Markdown."""
-    lines = ["| work | ours img/s | PyTorch img/s (format) | ratio | at least | goal "
+    lines = ["| work | ours img/s | PyTorch img/s (format) | ratio | single rounds | at least | goal "
              "| peak MB ours | peak MB PyTorch |",
-             "|---|---:|---:|---:|---:|---:|---:|---:|"]
+             "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for r in results:
         torch = speed(r["torch"], r["metric"])
         torch += f" ({r['torch_format']})" if r["torch_format"] else ""
         cells = [r["id"], speed(r["ours"], r["metric"]), torch, number(r["ratio"], 2),
-                 number(r["at_least"], 1), number(r["goal"], 1),
+                 extent(r["round_ratios"]), number(r["at_least"], 1), number(r["goal"], 1),
                  number(r["ours_peak_mb"], 0), number(r["torch_peak_mb"], 0)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
