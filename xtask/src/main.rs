@@ -140,6 +140,16 @@ fn become_program(mut command: Command) -> ExitCode {
     }
 }
 
+/// Runs cargo with some variables set; a failure is named by the step.
+fn step_passes(name: &str, args: &[&str], variables: &[(&str, &str)]) -> Result<(), ExitCode> {
+    eprintln!("== {name}: cargo {}", args.join(" "));
+    match cargo(args).envs(variables.iter().copied()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(say(&format!("== {name} failed"), ExitCode::FAILURE)),
+        Err(error) => Err(say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE)),
+    }
+}
+
 /// Values of `RETORT_ISA`, and whether the processor has the instructions: the kernels would silently take lesser ones.
 fn instruction_sets() -> [(&'static str, bool); 3] {
     #[cfg(target_arch = "x86_64")]
@@ -170,6 +180,12 @@ fn paths(golden: &[String]) -> ExitCode {
         "--package",
         "retort-testkit",
     ];
+    // cargo starts it in the workspace, but folders are named from where the caller is.
+    let absolute = |arg: &String| match Path::new(arg).canonicalize() {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        Err(_) => arg.clone(),
+    };
+    let golden: Vec<String> = golden.iter().map(absolute).collect();
     let mut reference = vec!["run", "--release", "--package", "retort-testkit", "--bin", "golden", "--"];
     reference.extend(golden.iter().map(String::as_str));
     let mut steps = vec![TESTS];
@@ -182,11 +198,8 @@ fn paths(golden: &[String]) -> ExitCode {
             continue;
         }
         for step in &steps {
-            eprintln!("== {name}: cargo {}", step.join(" "));
-            match cargo(step).env("RETORT_ISA", name).status() {
-                Ok(status) if status.success() => {}
-                Ok(_) => return say(&format!("== {name} failed"), ExitCode::FAILURE),
-                Err(error) => return say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE),
+            if let Err(code) = step_passes(name, step, &[("RETORT_ISA", name)]) {
+                return code;
             }
         }
     }
@@ -203,15 +216,10 @@ fn ci() -> ExitCode {
         ("documentation", &["doc", "--workspace", "--no-deps"]),
     ];
     for (name, args) in steps {
-        eprintln!("== {name}: cargo {}", args.join(" "));
-        let mut command = cargo(args);
-        if name == "documentation" {
-            command.env("RUSTDOCFLAGS", "-D warnings");
-        }
-        match command.status() {
-            Ok(status) if status.success() => {}
-            Ok(_) => return say(&format!("== {name} failed"), ExitCode::FAILURE),
-            Err(error) => return say(&format!("cannot start cargo: {error}"), ExitCode::FAILURE),
+        let strict = [("RUSTDOCFLAGS", "-D warnings")];
+        let variables = if name == "documentation" { &strict[..] } else { &[] };
+        if let Err(code) = step_passes(name, args, variables) {
+            return code;
         }
     }
     say("== all steps passed", ExitCode::SUCCESS)

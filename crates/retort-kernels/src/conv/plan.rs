@@ -6,7 +6,7 @@
 //! Then the output at row `i`, column `j` for one tap is the pixel `i * width + j + offset` of a plane, with an offset
 //! that depends on the tap only; so a whole run of outputs, over row ends, is a run of the plane, and any map width
 //! fills the tiles of registers.
-//! The columns between the end of an output row and the start of the next hold junk that is never copied out.
+//! The columns between the end of an output row and the start of the next hold junk that goes nowhere.
 
 use super::geometry::Geometry;
 
@@ -122,8 +122,6 @@ pub(crate) fn backward(g: &Geometry) -> (Planes, Vec<Job>) {
             jobs.push(([a, b], rows, cols));
         }
     }
-    // Neighbouring columns next to each other.
-    jobs.sort_by_key(|(_, rows, cols)| (rows.first, cols.first));
     let pad = [back[0].saturating_sub(low[0]), back[1].saturating_sub(low[1])];
     let rows = g.output[0].max(high[0]) + pad[0];
     let width = g.output[1].max(high[1]) + pad[1];

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::kernel::Places;
 use super::pass::{Finish, FinishBlock, places};
 use super::planes::Source;
-use super::weight::rows_of;
+use super::weight::{each_image, rows_of};
 use crate::InstructionSet;
 use crate::conv::geometry::Geometry;
 use crate::conv::plan::{Job, Planes, backward, forward};
@@ -243,18 +243,14 @@ impl Weights {
         images: Range<usize>,
         to: &mut [Pixel<T>],
     ) {
-        let mut x_scratch = Buffer::stale(self.planes.pixels(x.blocks()));
-        let mut dy_scratch = Buffer::stale(self.rows.pixels(dy.blocks()));
         let run = self.job.run(self.planes.width);
-        for image in images {
-            let planes = self.planes.of(set, x, image, &mut x_scratch);
-            let rows = self.rows.of(set, dy, image, &mut dy_scratch);
+        each_image(set, (&self.planes, x), (&self.rows, dy), images, |planes, rows| {
             for (block, to) in to.chunks_exact_mut(self.job.taps.len()).enumerate() {
                 let plane = &planes[block * self.planes.plane()..];
                 let dy = &rows[block * self.rows.plane()..][..run];
                 T::dispatch(set, AddProducts { plane, offsets: &self.job.offsets, dy, to });
             }
-        }
+        });
     }
 
     /// From the sums to `[C, 1, kh, kw]`.

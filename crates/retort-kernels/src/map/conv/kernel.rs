@@ -247,7 +247,7 @@ impl Run<'_> {
                                 )*};
                             }
                             outputs!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
-                            let _ = x01;
+                            let _ = x01; // the last output's neighbours serve nobody
                             weights = weights.add(V::LANES);
                         }
                         weights = weights.add(2 * next);

@@ -25,6 +25,21 @@ pub(super) fn rows_of(g: &Geometry, planes: &Planes) -> Planes {
     Planes { size: g.output, phases: vec![[0; 2]], step: [1; 2], pad: [0; 2], rows: g.output[0], width: planes.width }
 }
 
+/// Calls `f` with the planes of the input and the rows of the output gradient of each image.
+pub(super) fn each_image<T: Float>(
+    set: InstructionSet,
+    (planes, x): (&Planes, Source<'_, T>),
+    (rows, dy): (&Planes, Source<'_, T>),
+    images: Range<usize>,
+    mut f: impl FnMut(&[Pixel<T>], &[Pixel<T>]),
+) {
+    let mut x_scratch = Buffer::stale(planes.pixels(x.blocks()));
+    let mut dy_scratch = Buffer::stale(rows.pixels(dy.blocks()));
+    for image in images {
+        f(planes.of(set, x, image, &mut x_scratch), rows.of(set, dy, image, &mut dy_scratch));
+    }
+}
+
 pub(super) struct Weights {
     g: Geometry,
     /// Of the input.
@@ -93,13 +108,9 @@ impl Weights {
         images: Range<usize>,
         to: &mut [Pixel<T>],
     ) {
-        let mut x_scratch = Buffer::stale(self.planes.pixels(x.blocks()));
-        let mut dy_scratch = Buffer::stale(self.rows.pixels(dy.blocks()));
-        for image in images {
-            let planes = self.planes.of(set, x, image, &mut x_scratch);
-            let rows = self.rows.of(set, dy, image, &mut dy_scratch);
+        each_image(set, (&self.planes, x), (&self.rows, dy), images, |planes, rows| {
             self.image(set, planes, (rows, self.rows.plane()), to);
-        }
+        });
     }
 
     /// Input planes.
