@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Raised when kernels, losses or the loop start to give other numbers for the same specification,
 /// so that finished runs of an older state are not taken for new ones.
-pub const NUMERICS: u32 = 2;
+pub const NUMERICS: u32 = 3;
 
 /// More seeds than any table has; a larger number is a slip.
 pub(crate) const MAX_SEEDS: u64 = 10_000;

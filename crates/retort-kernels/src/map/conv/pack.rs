@@ -35,7 +35,7 @@ impl Group {
     }
 }
 
-/// The groups of a convolution in one direction; weights are `[group]` and then [`Nesting`].
+/// The groups of a convolution in one direction; weights are `[group][segment][tap][lane][block]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
     pub(crate) groups: Vec<Group>,
@@ -95,21 +95,13 @@ impl Order {
     /// channels of each block that belong to it; the source channel is counted in its convolution group, and the pixels
     /// are those of the taps, counted from the start of the group.
     #[inline(always)]
-    fn visit(
-        &self,
-        group: &Group,
-        (taps, nesting): (usize, Nesting),
-        mut f: impl FnMut(usize, Range<usize>, Taps, usize),
-    ) {
+    fn visit(&self, group: &Group, taps: usize, mut f: impl FnMut(usize, Range<usize>, Taps, usize)) {
         let [source_size, target_size] = self.per_group;
         let width = group.blocks.len();
         let mut before = 0;
         for segment in &group.segments {
             let lanes = segment.lanes.len();
-            let (start, stride) = match nesting {
-                Nesting::SegmentFirst => (before * taps, lanes * width),
-                Nesting::TapFirst => (before, group.lanes() * width),
-            };
+            let (start, stride) = (before * taps, lanes * width);
             for (i, lane) in segment.lanes.clone().enumerate() {
                 let source = segment.block * BLOCK + lane;
                 for block in group.blocks.clone() {
@@ -128,15 +120,11 @@ impl Order {
     }
 
     /// Weights in this order; `weight(source channel in its group, target channel, tap)`.
-    pub(crate) fn pack<T: Float>(
-        &self,
-        (taps, nesting): (&[usize], Nesting),
-        weight: impl Fn(usize, usize, usize) -> T + Sync,
-    ) -> Buffer<T> {
+    pub(crate) fn pack<T: Float>(&self, taps: &[usize], weight: impl Fn(usize, usize, usize) -> T + Sync) -> Buffer<T> {
         let mut values = Buffer::zeroed(self.len(taps.len()));
         let many = values.len() >= FEW;
         each(self.split(&mut values, taps.len()), &self.groups, many, |to, group| {
-            self.visit(group, (taps.len(), nesting), |source, targets, pixels, lane| {
+            self.visit(group, taps.len(), |source, targets, pixels, lane| {
                 for (i, &tap) in taps.iter().enumerate() {
                     let to = &mut to[pixels.first + i * pixels.stride].0[lane..];
                     for (to, target) in to.iter_mut().zip(targets.clone()) {
@@ -159,22 +147,26 @@ impl Order {
         parts
     }
 
-    /// From this order to `[target][source][tap]`.
-    pub(crate) fn unpack<T: Float>(&self, (taps, nesting): (usize, Nesting), values: &[Pixel<T>]) -> Vec<T> {
-        let row = self.per_group[0] * taps;
-        let mut to = vec![T::default(); self.targets * row];
-        let mut rest = to.as_mut_slice();
-        let mut parts = Vec::new();
+    /// The rows of each group's target channels, each of so many values.
+    pub(crate) fn rows<'a, T>(&self, mut values: &'a mut [T], row: usize) -> Vec<&'a mut [T]> {
+        let mut parts = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
             let rows = (group.blocks.end * BLOCK).min(self.targets) - group.blocks.start * BLOCK;
-            let (part, after) = rest.split_at_mut(rows * row);
+            let (part, rest) = values.split_at_mut(rows * row);
             parts.push(part);
-            rest = after;
+            values = rest;
         }
-        each(parts, &self.groups, values.len() >= FEW, |to, group| {
+        parts
+    }
+
+    /// From this order to `[target][source][tap]`.
+    pub(crate) fn unpack<T: Float>(&self, taps: usize, values: &[Pixel<T>]) -> Vec<T> {
+        let row = self.per_group[0] * taps;
+        let mut to = vec![T::default(); self.targets * row];
+        each(self.rows(&mut to, row), &self.groups, values.len() >= FEW, |to, group| {
             let values = &values[self.range(group, taps)];
             let rows = group.blocks.start * BLOCK;
-            self.visit(group, (taps, nesting), |source, targets, pixels, lane| {
+            self.visit(group, taps, |source, targets, pixels, lane| {
                 for i in 0..taps {
                     let values = &values[pixels.first + i * pixels.stride].0[lane..];
                     for (target, &value) in targets.clone().zip(values) {
@@ -185,15 +177,6 @@ impl Order {
         });
         to
     }
-}
-
-/// How the weights of a group are nested.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Nesting {
-    /// `[segment][tap][lane][block]`.
-    SegmentFirst,
-    /// `[tap][segment][lane][block]`.
-    TapFirst,
 }
 
 /// Where the taps of a weight lie.

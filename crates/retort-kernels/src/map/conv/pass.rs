@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernel::{Compute, Places, Run, Width};
-use super::pack::{Group, Nesting, Order};
+use super::pack::{Group, Order};
 use super::planes::{Source, fill_all};
 use crate::conv::geometry::Geometry;
 use crate::conv::plan::{Job, Planes, backward, forward};
@@ -132,9 +132,7 @@ impl<T: Float> Direct<T> {
         let (planes, job) = forward(g);
         let order = Order::forward(g, group_width::<T>(set));
         let (sources, taps) = (g.group_in(), g.taps());
-        let packed = order.pack((&job.taps, Nesting::SegmentFirst), |source, target, tap| {
-            w[(target * sources + source) * taps + tap]
-        });
+        let packed = order.pack(&job.taps, |source, target, tap| w[(target * sources + source) * taps + tap]);
         let target = Dims { batch: g.batch, channels: g.c_out, size: g.output };
         let places = places(&job, planes.width, g.output);
         Self { planes, jobs: vec![Packed { job, weights: packed, places }], order, target }
@@ -150,7 +148,7 @@ impl<T: Float> Direct<T> {
         let jobs = jobs
             .into_iter()
             .map(|job| {
-                let weights = order.pack((&job.taps, Nesting::SegmentFirst), weight);
+                let weights = order.pack(&job.taps, weight);
                 let places = places(&job, planes.width, g.input);
                 Packed { job, weights, places }
             })

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{AddProducts, Products, Sums};
-use super::pack::{Group, Nesting, Order};
+use super::pack::{Group, Order};
 use super::pass::group_width;
 use super::planes::{Source, fill_all};
 use crate::InstructionSet;
@@ -152,6 +152,6 @@ impl Weights {
 
     /// From the sums to `[O, I / groups, kh, kw]`.
     pub(super) fn unpack<T: Float>(&self, sums: &[Pixel<T>]) -> Vec<T> {
-        self.order.unpack((self.job.taps.len(), Nesting::SegmentFirst), sums)
+        self.order.unpack(self.job.taps.len(), sums)
     }
 }

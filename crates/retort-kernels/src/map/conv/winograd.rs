@@ -1,20 +1,26 @@
-//! 3x3 convolutions with stride 1 by Winograd's F(2x2, 3x3): 16 multiplications for four outputs in place of 36.
+//! 3x3 convolutions by Winograd's algorithm: with stride 1, 36 multiplications for sixteen outputs in place of 144, with
+//! stride 2, 81.
 //!
-//! `Y = A' [(G w G') * (B' d B)] A` for each 2x2 tile of outputs and the 4x4 patch `d` that it depends on
+//! `Y = A' [(G w G') * (B' d B)] A` for each 4x4 tile of outputs and the patch `d` that it depends on
 //! (Lavin and Gray 2016, arXiv 1509.09308); the products are summed over the source channels, which makes one matrix
-//! product for each of the 16 places of a patch.
+//! product for each of the places of a patch.
 //! The input gradient is the same with flipped weights, the weight gradient the adjoint:
 //! `dw = G' [sum of (B' d B) * (A dY A')] G`.
-//! All factors are 0, 1 and 1/2, so that the rounding errors are those of the direct sum.
+//!
+//! The rounding errors are larger than those of the direct sum: about 1e-6 of the largest result in `f32`, up to 4e-6.
+//! 2x2 tiles would have the direct sum's, for 64 multiplications in place of 36.
 
+mod stride_one;
+mod stride_two;
 mod transform;
+mod weights;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::kernel::{AddProducts, Compute, Products, Run, Sums};
-use super::pack::{FEW, Group, Nesting, Order, each};
+use super::pack::{Group, Order};
 use super::pass::{Finish, FinishBlock, group_width};
 use super::planes::{Fill, Source};
 use crate::InstructionSet;
@@ -24,79 +30,140 @@ use crate::map::buffer::{BLOCK, Buffer, Pixel};
 use crate::map::node::Dims;
 use crate::map::pass::{Part, by_images};
 use crate::simd::Float;
-use transform::{Side, Transform, Transposed, Untransform, Weights};
+use transform::{Side, Transform, Untransform};
+use weights::Taps;
 
-/// Places of a patch.
-const PLACES: usize = 16;
+/// Different weights of a convolution.
+const KINDS: usize = 36;
+
+/// The stride of a convolution, which says how it is cut into tiles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stride {
+    One,
+    Two,
+}
+
+impl Stride {
+    fn of(g: &Geometry) -> Self {
+        if g.spec.stride == [2, 2] { Self::Two } else { Self::One }
+    }
+
+    /// Places along an axis.
+    fn axis(self) -> usize {
+        match self {
+            Self::One => 6,
+            Self::Two => 9,
+        }
+    }
+
+    /// Places of a patch.
+    fn places(self) -> usize {
+        self.axis().pow(2)
+    }
+
+    /// The weight that a place is multiplied with: with stride 2, the last four places of an axis have one in common.
+    fn kind(self, place: usize) -> usize {
+        match self {
+            Self::One => place,
+            Self::Two => (place / 9).min(5) * 6 + (place % 9).min(5),
+        }
+    }
+
+    /// Rows and columns of what is transformed, and from one to the next.
+    fn patch(self, side: Side) -> [usize; 2] {
+        match (self, side) {
+            (_, Side::Gradient) => [4, 4],
+            (Self::One, _) => [6, 4],
+            (Self::Two, Side::Input) => [9, 8],
+            (Self::Two, Side::BackInput) => [5, 4],
+        }
+    }
+
+    /// Rows and columns of the results of a patch.
+    fn tile(self, side: Side) -> usize {
+        match (self, side) {
+            (Self::Two, Side::BackInput) => 8,
+            _ => 4,
+        }
+    }
+}
 
 /// Bytes that the transformed patches of a chunk may take; they should stay in the second cache.
 const CHUNK: usize = 1 << 20;
 
-/// Fewest tiles of a chunk: below, the weights would be read too often.
-const FEWEST: usize = 128;
+/// Fewest tiles of a chunk, two runs of the micro-kernel: below, the weights would be read too often.
+const FEWEST: usize = 28;
 
-/// Weight gradients above this size (of one place) are computed place by place over all images.
-const RESIDENT: usize = 1 << 17;
+/// Weight gradients above this size (of one kind) are computed kind by kind over all images.
+const RESIDENT: usize = 40 << 10;
 
-/// Fewest channels on both sides; with 16 the transformations cost more than they save (32x32 maps, batch 64: 1.2 times
-/// the time of the direct form).
+/// Fewest channels on both sides; with 16 the transformations cost what they save (32x32 maps, batch 64), with stride 2
+/// more.
 const LEAST: usize = 2 * BLOCK;
 
 /// Whether a convolution is one for this module.
 pub(super) fn applies(g: &Geometry) -> bool {
-    g.kernel == [3, 3]
-        && g.spec.stride == [1, 1]
+    let step = match g.spec.stride {
+        [1, 1] => g.spec.padding.iter().all(|&p| p <= 2),
+        [2, 2] => g.spec.padding == [1, 1],
+        _ => false,
+    };
+    step && g.kernel == [3, 3]
         && g.spec.dilation == [1, 1]
-        && g.spec.padding.iter().all(|&p| p <= 2)
         && g.spec.groups == 1
         && g.c_in >= LEAST
         && g.c_out >= LEAST
         && g.output.iter().chain(&g.input).all(|&n| n >= 3)
 }
 
-/// 2x2 tiles of a map.
+/// The tiles of a map.
 #[derive(Clone, Copy)]
-struct Tiles {
+struct Grid {
     rows: usize,
     cols: usize,
 }
 
-impl Tiles {
-    fn of(size: [usize; 2]) -> Self {
-        Self { rows: size[0].div_ceil(2), cols: size[1].div_ceil(2) }
+impl Grid {
+    fn of(tile: usize, size: [usize; 2]) -> Self {
+        Self { rows: size[0].div_ceil(tile), cols: size[1].div_ceil(tile) }
     }
 
     /// Tiles of a chunk that is computed at once, for so many channels on both sides.
-    fn chunk(channels: usize, element: usize) -> usize {
-        (CHUNK / (PLACES * channels * element)).clamp(FEWEST, 1024)
+    fn chunk(stride: Stride, channels: usize, element: usize) -> usize {
+        (CHUNK / (stride.places() * channels * element)).clamp(FEWEST, 1024)
+    }
+
+    fn len(self) -> usize {
+        self.rows * self.cols
     }
 
     /// Images of a chunk: several small ones, or one.
     fn images(self, chunk: usize) -> usize {
-        (chunk / (self.rows * self.cols)).max(1)
+        (chunk / self.len()).max(1)
     }
 
     /// Strips of tile rows of an image.
     fn strips(self, chunk: usize) -> impl Iterator<Item = Range<usize>> {
-        let count = (self.rows * self.cols).div_ceil(chunk).clamp(1, self.rows);
+        let count = self.len().div_ceil(chunk).clamp(1, self.rows);
         let rows = self.rows;
         (0..count).map(move |i| i * rows / count..(i + 1) * rows / count)
     }
 }
 
-/// The padded rows of a strip of tiles: `reach` 2 for patches, 0 for the tiles themselves.
-fn strip(size: [usize; 2], pad: [usize; 2], tiles: Tiles, rows: &Range<usize>, reach: usize) -> Planes {
+/// The padded rows of some rows of patches; `[size, step]` of a patch.
+fn strip([patch, step]: [usize; 2], (size, pad): ([usize; 2], [usize; 2]), rows: &Range<usize>, cols: usize) -> Planes {
+    let reach = |tiles: usize| step * (tiles - 1) + patch;
     Planes {
         size,
-        phases: vec![[2 * rows.start, 0]],
+        phases: vec![[step * rows.start, 0]],
         step: [1; 2],
         pad,
-        rows: 2 * rows.len() + reach,
-        width: 2 * tiles.cols + reach,
+        rows: reach(rows.len()),
+        width: reach(cols),
     }
 }
 
-/// Pixels from place to place: odd, so that the sixteen streams of a transformation fall into different sets of the
+/// Pixels from place to place: odd, so that the streams of a transformation fall into different sets of the
 /// caches.
 fn distance(blocks: usize, tiles: usize) -> usize {
     (blocks * tiles) | 1
@@ -104,10 +171,12 @@ fn distance(blocks: usize, tiles: usize) -> usize {
 
 /// The forward pass or the input gradient.
 pub(super) struct Pass<T: Float> {
+    stride: Stride,
+    side: Side,
     size: [usize; 2],
     pad: [usize; 2],
     order: Order,
-    /// `[group][place]` and then as in `order`.
+    /// `[group][kind]` and then as in `order`.
     weights: Buffer<T>,
     sources: usize,
     target: Dims,
@@ -116,13 +185,14 @@ pub(super) struct Pass<T: Float> {
 impl<T: Float> Pass<T> {
     pub(super) fn forward(set: InstructionSet, g: &Geometry, w: &[T]) -> Self {
         let order = Order::forward(g, group_width::<T>(set));
-        let sources = g.c_in;
-        let packed = packed(set, &order, |source, target, tap| w[(target * sources + source) * 9 + tap]);
+        let stride = Stride::of(g);
         Self {
+            stride,
+            side: Side::Input,
             size: g.input,
             pad: g.spec.padding,
+            weights: Taps::forward(g).pack(set, stride, &order, w),
             order,
-            weights: packed,
             sources: g.c_in.div_ceil(BLOCK),
             target: Dims { batch: g.batch, channels: g.c_out, size: g.output },
         }
@@ -130,14 +200,14 @@ impl<T: Float> Pass<T> {
 
     pub(super) fn backward(set: InstructionSet, g: &Geometry, w: &[T]) -> Self {
         let order = Order::backward(g, group_width::<T>(set));
-        let targets = g.c_in;
-        // Flipped in both directions.
-        let packed = packed(set, &order, |source, target, tap| w[(source * targets + target) * 9 + 8 - tap]);
+        let stride = Stride::of(g);
         Self {
+            stride,
+            side: Side::BackInput,
             size: g.output,
-            pad: g.spec.padding.map(|p| 2 - p),
+            pad: if stride == Stride::Two { [0; 2] } else { g.spec.padding.map(|p| 2 - p) },
+            weights: Taps::backward(g).pack(set, stride, &order, w),
             order,
-            weights: packed,
             sources: g.c_out.div_ceil(BLOCK),
             target: Dims { batch: g.batch, channels: g.c_in, size: g.input },
         }
@@ -147,14 +217,18 @@ impl<T: Float> Pass<T> {
         self.target
     }
 
+    fn grid(&self) -> Grid {
+        Grid::of(self.stride.tile(self.side), self.target.size)
+    }
+
     /// Images that are best computed together.
     pub(super) fn together(&self) -> usize {
-        Tiles::of(self.target.size).images(self.chunk())
+        self.grid().images(self.chunk())
     }
 
     /// Tiles of a chunk: their patches and the sums of a group.
     fn chunk(&self) -> usize {
-        Tiles::chunk((self.sources + self.order.width()) * BLOCK, size_of::<T>())
+        Grid::chunk(self.stride, (self.sources + self.order.width()) * BLOCK, size_of::<T>())
     }
 
     /// Computes some images, one chunk after the other.
@@ -166,7 +240,7 @@ impl<T: Float> Pass<T> {
         part: Part<'_, T>,
         finish: &impl Finish<T>,
     ) {
-        let (together, tiles) = (self.together(), Tiles::of(self.target.size));
+        let (together, tiles) = (self.together(), self.grid());
         for (i, (to, partials)) in by_images(self.target, part, together).enumerate() {
             let first = first + i * together;
             for rows in tiles.strips(self.chunk()) {
@@ -184,21 +258,20 @@ impl<T: Float> Pass<T> {
         (to, partials): Part<'_, T>,
         finish: &impl Finish<T>,
     ) {
-        let whole = Tiles::of(self.target.size);
-        let tiles = Tiles { rows: rows.len(), cols: whole.cols };
-        let each = tiles.rows * tiles.cols;
+        let whole = self.grid();
+        let each = rows.len() * whole.cols;
         let images = to.len() / self.target.image();
-        let patches = transformed(
-            set,
-            Strip { source, shape: strip(self.size, self.pad, whole, &rows, 2), tiles, side: Side::Input },
-            first..first + images,
-        );
+        let (image, cols) = ((self.size, self.pad), whole.cols);
+        let patches = Strip { source, image, stride: self.stride, side: self.side, rows: rows.clone(), cols }
+            .transformed(set, first..first + images);
         let (len, area, all) = (each * images, self.target.area(), self.target.blocks());
-        let mut sums = Buffer::stale(PLACES * distance(self.order.width(), len));
+        let mut sums = Buffer::stale(self.stride.places() * distance(self.order.width(), len));
         for group in &self.order.groups {
             let blocks = group.blocks.len();
-            let weights = &self.weights[self.order.range(group, PLACES)];
-            for (place, weights) in weights.chunks_exact(weights.len() / PLACES).enumerate() {
+            let weights = &self.weights[self.order.range(group, KINDS)];
+            let each_kind = weights.len() / KINDS;
+            for place in 0..self.stride.places() {
+                let weights = &weights[self.stride.kind(place) * each_kind..][..each_kind];
                 let segments = &group.segments;
                 let run = Run { segments, offsets: &[0], plane: len, len, blocks, stride: len, places: None };
                 let planes = &patches[place * distance(self.sources, len)..][..self.sources * len];
@@ -212,11 +285,13 @@ impl<T: Float> Pass<T> {
                     let to = &mut to[at * area..(at + 1) * area];
                     let back = Untransform {
                         sums: &sums,
+                        stride: self.stride,
+                        side: self.side,
                         blocks,
                         tiles: len,
                         block: block - group.blocks.start,
                         first: image * each,
-                        cols: tiles.cols,
+                        cols,
                         rows: rows.clone(),
                         size: self.target.size,
                         to: &mut *to,
@@ -231,78 +306,55 @@ impl<T: Float> Pass<T> {
     }
 }
 
-/// Weights as `[group][place]` and then as in the order.
-fn packed<T: Float>(set: InstructionSet, order: &Order, weight: impl Fn(usize, usize, usize) -> T + Sync) -> Buffer<T> {
-    let mut taps = order.pack((&[0, 1, 2, 3, 4, 5, 6, 7, 8], Nesting::TapFirst), weight);
-    let mut places = Buffer::stale(order.len(PLACES));
-    transform_weights(set, order, (&mut taps, &mut places), Transposed::No);
-    places
-}
-
-/// Transforms the weights of each group from the taps to the places or back.
-fn transform_weights<T: Float>(
-    set: InstructionSet,
-    order: &Order,
-    (taps, places): (&mut [Pixel<T>], &mut [Pixel<T>]),
-    direction: Transposed,
-) {
-    let many = places.len() >= FEW;
-    let parts = order.split(taps, 9).into_iter().zip(order.split(places, PLACES)).collect();
-    each(parts, &order.groups, many, |(taps, places), _| {
-        T::dispatch(set, Weights { taps, places, direction });
-    });
-}
-
-/// Tiles of some images.
+/// Some rows of the tiles of images.
 struct Strip<'a, T: Float> {
     source: Source<'a, T>,
-    shape: Planes,
-    tiles: Tiles,
+    /// Size and padding of an image.
+    image: ([usize; 2], [usize; 2]),
+    stride: Stride,
     side: Side,
+    rows: Range<usize>,
+    cols: usize,
 }
 
-/// `[place][block][tile]` of some images.
-fn transformed<T: Float>(set: InstructionSet, strip: Strip<'_, T>, images: Range<usize>) -> Buffer<T> {
-    let each = strip.tiles.rows * strip.tiles.cols;
-    let (blocks, tiles) = (strip.source.blocks(), each * images.len());
-    let mut to = Buffer::stale(PLACES * distance(blocks, tiles));
-    let mut planes = Buffer::stale(strip.shape.pixels(1));
-    for (i, image) in images.enumerate() {
-        // Block by block: the planes of one stay in the first cache.
-        for block in 0..blocks {
-            let (source, to_planes) = (strip.source, &mut planes);
-            T::dispatch(set, Fill { planes: &strip.shape, source, image, blocks: block..block + 1, to: to_planes });
-            let transform = Transform {
-                planes: &planes,
-                shape: &strip.shape,
-                block,
-                blocks,
-                strip: strip.tiles,
-                first: i * each,
-                tiles,
-                kind: strip.side,
-                to: &mut to,
-            };
-            T::dispatch(set, transform);
+impl<T: Float> Strip<'_, T> {
+    /// `[place][block][tile]` of some images.
+    fn transformed(&self, set: InstructionSet, images: Range<usize>) -> Buffer<T> {
+        let &Self { source, stride, side, .. } = self;
+        let grid = Grid { rows: self.rows.len(), cols: self.cols };
+        let shape = strip(stride.patch(side), self.image, &self.rows, self.cols);
+        let (blocks, tiles) = (source.blocks(), grid.len() * images.len());
+        let mut to = Buffer::stale(stride.places() * distance(blocks, tiles));
+        let mut planes = Buffer::stale(shape.pixels(1));
+        for (i, image) in images.enumerate() {
+            let first = i * grid.len();
+            // Block by block: the planes of one stay in the first cache.
+            for block in 0..blocks {
+                let blocks_of_planes = block..block + 1;
+                T::dispatch(set, Fill { planes: &shape, source, image, blocks: blocks_of_planes, to: &mut planes });
+                let (planes, shape, to) = (&*planes, &shape, &mut *to);
+                T::dispatch(set, Transform { planes, shape, stride, side, block, blocks, grid, first, tiles, to });
+            }
         }
+        to
     }
-    to
 }
 
-/// The sums of a weight gradient as `[group][place]` and then as in the order.
+/// The sums of a weight gradient as `[group][kind]` and then as in the order.
 pub(super) struct Adjoint {
     g: Geometry,
+    stride: Stride,
     order: Order,
 }
 
 impl Adjoint {
     pub(super) fn new<T: Float>(set: InstructionSet, g: &Geometry) -> Self {
-        Self { g: g.clone(), order: Order::forward(g, group_width::<T>(set)) }
+        Self { g: g.clone(), stride: Stride::of(g), order: Order::forward(g, group_width::<T>(set)) }
     }
 
     /// Pixels of the sums.
     pub(super) fn len(&self) -> usize {
-        self.order.len(PLACES)
+        self.order.len(KINDS)
     }
 
     /// Whether the sums are small enough for several copies of them.
@@ -311,10 +363,8 @@ impl Adjoint {
     }
 
     /// From the sums to `[O, I, 3, 3]`.
-    pub(super) fn unpack<T: Float>(&self, set: InstructionSet, places: &mut [Pixel<T>]) -> Vec<T> {
-        let mut taps = Buffer::stale(self.order.len(9));
-        transform_weights(set, &self.order, (&mut taps, places), Transposed::Yes);
-        self.order.unpack((9, Nesting::TapFirst), &taps)
+    pub(super) fn unpack<T: Float>(&self, set: InstructionSet, kinds: &mut [Pixel<T>]) -> Vec<T> {
+        Taps::forward(&self.g).unpack(set, self.stride, &self.order, kinds)
     }
 
     /// Patches and gradients of a strip of some images, and their tiles.
@@ -325,50 +375,54 @@ impl Adjoint {
         images: Range<usize>,
         rows: &Range<usize>,
     ) -> Transformed<T> {
-        let whole = Tiles::of(self.g.output);
-        let tiles = Tiles { rows: rows.len(), cols: whole.cols };
-        let shape = strip(self.g.input, self.g.spec.padding, whole, rows, 2);
-        let patches = Strip { source: x, shape, tiles, side: Side::Input };
-        let shape = strip(self.g.output, [0; 2], whole, rows, 0);
-        let gradients = Strip { source: dy, shape, tiles, side: Side::Gradient };
-        let len = tiles.rows * tiles.cols * images.len();
+        let cols = self.grid().cols;
+        let strip = |source, image, side| Strip { source, image, stride: self.stride, side, rows: rows.clone(), cols };
+        let len = rows.len() * cols * images.len();
         Transformed {
-            patches: transformed(set, patches, images.clone()),
-            gradients: transformed(set, gradients, images),
+            patches: strip(x, (self.g.input, self.g.spec.padding), Side::Input).transformed(set, images.clone()),
+            gradients: strip(dy, (self.g.output, [0; 2]), Side::Gradient).transformed(set, images),
             len,
         }
     }
 
-    /// The sums of each place of each group.
+    /// The sums of each kind of each group.
     fn split<'a, T: Float>(&self, to: &'a mut [Pixel<T>]) -> Vec<(&Group, usize, &'a mut [Pixel<T>])> {
         let of_group = |(group, to): (_, &'a mut [Pixel<T>])| {
             let len = self.order.range(group, 1).len();
-            to.chunks_exact_mut(len).enumerate().map(move |(place, to)| (group, place, to))
+            to.chunks_exact_mut(len).enumerate().map(move |(kind, to)| (group, kind, to))
         };
-        self.order.groups.iter().zip(self.order.split(to, PLACES)).flat_map(of_group).collect()
+        self.order.groups.iter().zip(self.order.split(to, KINDS)).flat_map(of_group).collect()
     }
 
-    /// Adds the products of one place of some strips to the sums of a group.
+    /// Adds the products of the places of one kind of some strips to the sums of a group.
     fn add<T: Float>(
         &self,
         set: InstructionSet,
         strips: &[Transformed<T>],
-        (group, place, to): (&Group, usize, &mut [Pixel<T>]),
+        (group, kind, to): (&Group, usize, &mut [Pixel<T>]),
     ) {
         let (sources, targets) = (self.g.c_in.div_ceil(BLOCK), self.g.c_out.div_ceil(BLOCK));
+        let places: Vec<_> = (0..self.stride.places()).filter(|&place| self.stride.kind(place) == kind).collect();
         for Transformed { patches, gradients, len } in strips {
-            let dy = &gradients[place * distance(targets, *len)..][group.blocks.start * len..targets * len];
-            let planes = &patches[place * distance(sources, *len)..][..sources * len];
-            let images = [Sums { planes, plane: *len, dy, stride: *len }];
-            let blocks = group.blocks.len();
-            let products = Products { segments: &group.segments, offsets: &[0], len: *len, blocks };
-            T::dispatch(set, AddProducts { products, images: &images, to: &mut *to });
+            let sums = places.iter().map(|place| Sums {
+                planes: &patches[place * distance(sources, *len)..][..sources * len],
+                plane: *len,
+                dy: &gradients[place * distance(targets, *len)..][group.blocks.start * len..targets * len],
+                stride: *len,
+            });
+            let (segments, blocks) = (&group.segments, group.blocks.len());
+            let products = Products { segments, offsets: &[0], len: *len, blocks };
+            T::dispatch(set, AddProducts { products, images: &sums.collect::<Vec<_>>(), to: &mut *to });
         }
+    }
+
+    fn grid(&self) -> Grid {
+        Grid::of(self.stride.tile(Side::Input), self.g.output)
     }
 
     fn chunk<T: Float>(&self) -> usize {
         let blocks = self.g.c_in.div_ceil(BLOCK) + self.g.c_out.div_ceil(BLOCK);
-        Tiles::chunk(blocks * BLOCK, size_of::<T>())
+        Grid::chunk(self.stride, blocks * BLOCK, size_of::<T>())
     }
 
     /// Adds some images, one chunk after the other.
@@ -379,7 +433,7 @@ impl Adjoint {
         images: Range<usize>,
         to: &mut [Pixel<T>],
     ) {
-        let (tiles, chunk) = (Tiles::of(self.g.output), self.chunk::<T>());
+        let (tiles, chunk) = (self.grid(), self.chunk::<T>());
         let together = tiles.images(chunk);
         for first in images.clone().step_by(together) {
             for rows in tiles.strips(chunk) {
@@ -398,19 +452,19 @@ impl Adjoint {
         sources: (Source<'_, T>, Source<'_, T>),
         to: &mut [Pixel<T>],
     ) {
-        let tiles = Tiles::of(self.g.output);
+        let tiles = self.grid();
         let together = tiles.images(self.chunk::<T>()).min(self.g.batch.div_ceil(2));
         let firsts: Vec<usize> = (0..self.g.batch).step_by(together).collect();
         let strips: Vec<_> = firsts
             .into_par_iter()
             .map(|first| self.strip(set, sources, first..(first + together).min(self.g.batch), &(0..tiles.rows)))
             .collect();
-        // A place after the other: its patches are read once for all groups.
-        let mut places: Vec<Vec<_>> = (0..PLACES).map(|_| Vec::new()).collect();
+        // A kind after the other: its patches are read once for all groups.
+        let mut kinds: Vec<Vec<_>> = (0..KINDS).map(|_| Vec::new()).collect();
         for part in self.split(to) {
-            places[part.1].push(part);
+            kinds[part.1].push(part);
         }
-        places.into_par_iter().for_each(|parts| parts.into_iter().for_each(|part| self.add(set, &strips, part)));
+        kinds.into_par_iter().for_each(|parts| parts.into_iter().for_each(|part| self.add(set, &strips, part)));
     }
 }
 

@@ -1,126 +1,166 @@
-//! The transformations between pixels, patches, tiles and weights; all factors are 0, 1 and 1/2.
+//! The transformations between pixels, patches, tiles and weights.
+//!
+//! Each is a matrix that is applied along both axes of a square of pixels.
 #![allow(clippy::needless_range_loop)] // reason: constant ranges over arrays of registers
 
 use std::ops::Range;
 
-use super::{PLACES, Tiles, distance};
+use super::{Grid, KINDS, Stride, distance, stride_one, stride_two};
 use crate::conv::plan::Planes;
 use crate::map::buffer::{BLOCK, Pixel, elements, elements_mut};
 use crate::simd::{Float, Kernel, Simd};
 
-/// Transforms all tiles of a strip of a block; `to` is `[place][block][tile]` with `tiles` tiles, of which this strip's
-/// start at `first`.
-pub(super) struct Transform<'a, T> {
-    pub(super) planes: &'a [Pixel<T>],
-    pub(super) shape: &'a Planes,
-    pub(super) block: usize,
-    pub(super) blocks: usize,
-    pub(super) strip: Tiles,
-    pub(super) first: usize,
-    pub(super) tiles: usize,
-    pub(super) kind: Side,
-    pub(super) to: &'a mut [Pixel<T>],
+/// A matrix as the sums that it stands for.
+pub(super) trait Matrix<const FROM: usize, const TO: usize> {
+    /// # Safety
+    ///
+    /// `V`'s instruction set must be there.
+    unsafe fn times<V: Simd>(x: [V; FROM]) -> [V; TO];
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// `B' d B` of patches.
-    Input,
-    /// `A dY A'` of tiles.
-    Gradient,
-}
-
-/// `B' x`.
+/// `x * factor`.
+///
+/// # Safety
+///
+/// `V`'s instruction set must be there.
 #[inline(always)]
-unsafe fn input<V: Simd>(x: [V; 4]) -> [V; 4] {
-    // SAFETY: the caller's promise: `V`'s instruction set is there.
-    unsafe { [x[0].sub(x[2]), x[1].add(x[2]), x[2].sub(x[1]), x[1].sub(x[3])] }
+pub(super) unsafe fn scaled<V: Simd>(x: V, factor: f64) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { x.mul_add(V::splat(V::Elem::of(factor)), V::splat(V::Elem::default())) }
 }
 
-/// `A x`.
+/// `x * factor + y`.
+///
+/// # Safety
+///
+/// `V`'s instruction set must be there.
 #[inline(always)]
-unsafe fn gradient<V: Simd>(x: [V; 2]) -> [V; 4] {
-    // SAFETY: as for `input`.
-    unsafe { [x[0], x[0].add(x[1]), x[0].sub(x[1]), V::splat(V::Elem::default()).sub(x[1])] }
+pub(super) unsafe fn scaled_add<V: Simd>(x: V, factor: f64, y: V) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { x.mul_add(V::splat(V::Elem::of(factor)), y) }
 }
 
-/// `A' x`.
+/// `even` and `odd` parts of a polynomial at `x` and `-x`.
+///
+/// # Safety
+///
+/// `V`'s instruction set must be there.
 #[inline(always)]
-unsafe fn output<V: Simd>(x: [V; 4]) -> [V; 2] {
-    // SAFETY: as for `input`.
-    unsafe { [x[0].add(x[1]).add(x[2]), x[1].sub(x[2]).sub(x[3])] }
+pub(super) unsafe fn at<V: Simd>(x: f64, even: V, odd: V) -> [V; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [scaled_add(odd, x, even), scaled_add(odd, -x, even)] }
 }
 
-impl<T: Float> Kernel<T> for Transform<'_, T> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Simd<Elem = T>>(self) {
-        let width = self.shape.width;
-        let reach = if self.kind == Side::Input { 2 } else { 0 };
-        assert!(width >= 2 * self.strip.cols + reach && self.shape.rows >= 2 * self.strip.rows + reach);
-        assert!(self.planes.len() >= self.shape.plane());
-        assert!(self.block < self.blocks && self.to.len() >= PLACES * distance(self.blocks, self.tiles));
-        assert!(self.first + self.strip.rows * self.strip.cols <= self.tiles);
-        let place = distance(self.blocks, self.tiles) * BLOCK;
-        for part in (0..BLOCK).step_by(V::LANES) {
-            for row in 0..self.strip.rows {
-                for col in 0..self.strip.cols {
-                    let tile = self.block * self.tiles + self.first + row * self.strip.cols + col;
-                    let from = 2 * row * width + 2 * col;
-                    // SAFETY: the assertions cover the last pixel of the last tile.
-                    unsafe {
-                        let from = elements(self.planes).add(from * BLOCK + part);
-                        let to = elements_mut(self.to).add(tile * BLOCK + part);
-                        match self.kind {
-                            Side::Input => patch::<V>(from, width * BLOCK, to, place),
-                            Side::Gradient => square::<V>(from, width * BLOCK, to, place),
-                        }
-                    }
+/// A vector of each pixel of a square that is read or written: where the first one is, and the elements from row to row
+/// and from column to column.
+#[derive(Clone, Copy)]
+struct Square<P> {
+    at: P,
+    row: usize,
+    col: usize,
+}
+
+impl<T> Square<*mut T> {
+    fn read(self) -> Square<*const T> {
+        Square { at: self.at.cast_const(), row: self.row, col: self.col }
+    }
+}
+
+/// Applies a matrix along both axes of a square; of the result, the first `size` rows and columns are stored.
+///
+/// # Safety
+///
+/// `V`'s instruction set must be there, and all pixels of both squares, those that are not stored excepted.
+#[inline(always)]
+unsafe fn both<M: Matrix<FROM, TO>, V: Simd, const FROM: usize, const TO: usize>(
+    from: Square<*const V::Elem>,
+    to: Square<*mut V::Elem>,
+    size: [usize; 2],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let zero = V::splat(V::Elem::default());
+        let mut rows = [[zero; FROM]; TO];
+        for b in 0..FROM {
+            let mut column = [zero; FROM];
+            for a in 0..FROM {
+                column[a] = V::load(from.at.add(a * from.row + b * from.col));
+            }
+            let column = M::times(column);
+            for a in 0..TO {
+                rows[a][b] = column[a];
+            }
+        }
+        let whole = size == [TO; 2];
+        for a in 0..TO {
+            let row = M::times(rows[a]);
+            for b in 0..TO {
+                if whole || (a < size[0] && b < size[1]) {
+                    row[b].store(to.at.add(a * to.row + b * to.col));
                 }
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn patch<V: Simd>(from: *const V::Elem, width: usize, to: *mut V::Elem, place: usize) {
-    // SAFETY: the caller's promise: a 4x4 patch, 16 places.
-    unsafe {
-        let mut rows = [[V::splat(V::Elem::default()); 4]; 4];
-        for b in 0..4 {
-            let mut column = [rows[0][0]; 4];
-            for a in 0..4 {
-                column[a] = V::load(from.add(a * width + b * BLOCK));
-            }
-            let column = input(column);
-            for a in 0..4 {
-                rows[a][b] = column[a];
-            }
-        }
-        for a in 0..4 {
-            let row = input(rows[a]);
-            for b in 0..4 {
-                row[b].store(to.add((4 * a + b) * place));
-            }
-        }
-    }
+/// Transforms all tiles of a strip of a block; `to` is `[place][block][tile]` with `tiles` tiles, of which this strip's
+/// start at `first`.
+pub(super) struct Transform<'a, T> {
+    pub(super) planes: &'a [Pixel<T>],
+    pub(super) shape: &'a Planes,
+    pub(super) stride: Stride,
+    pub(super) side: Side,
+    pub(super) block: usize,
+    pub(super) blocks: usize,
+    pub(super) grid: Grid,
+    pub(super) first: usize,
+    pub(super) tiles: usize,
+    pub(super) to: &'a mut [Pixel<T>],
 }
 
-#[inline(always)]
-unsafe fn square<V: Simd>(from: *const V::Elem, width: usize, to: *mut V::Elem, place: usize) {
-    // SAFETY: the caller's promise: a 2x2 tile, 16 places.
-    unsafe {
-        let mut rows = [[V::splat(V::Elem::default()); 2]; 4];
-        for b in 0..2 {
-            let column = gradient([V::load(from.add(b * BLOCK)), V::load(from.add(width + b * BLOCK))]);
-            for a in 0..4 {
-                rows[a][b] = column[a];
-            }
-        }
-        for a in 0..4 {
-            let row = gradient(rows[a]);
-            for b in 0..4 {
-                row[b].store(to.add((4 * a + b) * place));
+/// What is transformed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Patches of the input.
+    Input,
+    /// Patches of the output gradient, for the input gradient.
+    BackInput,
+    /// Tiles of the output gradient, for the weight gradient.
+    Gradient,
+}
+
+impl<T: Float> Kernel<T> for Transform<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Simd<Elem = T>>(self) {
+        let ([size, step], width) = (self.stride.patch(self.side), self.shape.width);
+        let Grid { rows, cols } = self.grid;
+        assert!(rows > 0 && cols > 0);
+        assert!(width >= step * (cols - 1) + size && self.shape.rows >= step * (rows - 1) + size);
+        assert!(self.planes.len() >= self.shape.plane());
+        let place = distance(self.blocks, self.tiles);
+        let axis = self.stride.axis();
+        assert!(self.block < self.blocks && self.to.len() >= axis * axis * place);
+        assert!(self.first + rows * cols <= self.tiles);
+        for part in (0..BLOCK).step_by(V::LANES) {
+            for row in 0..rows {
+                for col in 0..cols {
+                    let tile = self.block * self.tiles + self.first + row * cols + col;
+                    // SAFETY: the assertions cover the last pixel of the last tile.
+                    unsafe {
+                        let at = elements(self.planes).add((row * width + col) * step * BLOCK + part);
+                        let from = Square { at, row: width * BLOCK, col: BLOCK };
+                        let at = elements_mut(self.to).add(tile * BLOCK + part);
+                        let to = Square { at, row: axis * place * BLOCK, col: place * BLOCK };
+                        match (self.stride, self.side) {
+                            (Stride::One, Side::Gradient) => both::<stride_one::Gradient, V, 4, 6>(from, to, [6; 2]),
+                            (Stride::One, _) => both::<stride_one::Input, V, 6, 6>(from, to, [6; 2]),
+                            (Stride::Two, Side::Gradient) => both::<stride_two::Gradient, V, 4, 9>(from, to, [9; 2]),
+                            (Stride::Two, Side::Input) => both::<stride_two::Input, V, 9, 9>(from, to, [9; 2]),
+                            (Stride::Two, Side::BackInput) => both::<stride_two::BackInput, V, 5, 9>(from, to, [9; 2]),
+                        }
+                    }
+                }
             }
         }
     }
@@ -130,6 +170,9 @@ unsafe fn square<V: Simd>(from: *const V::Elem, width: usize, to: *mut V::Elem, 
 pub(super) struct Untransform<'a, T> {
     /// `[place][block][tile]`.
     pub(super) sums: &'a [Pixel<T>],
+    pub(super) stride: Stride,
+    /// What the sums were made of.
+    pub(super) side: Side,
     pub(super) blocks: usize,
     pub(super) tiles: usize,
     pub(super) block: usize,
@@ -145,35 +188,28 @@ impl<T: Float> Kernel<T> for Untransform<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        assert!(self.sums.len() >= PLACES * distance(self.blocks, self.tiles) && self.block < self.blocks);
+        let (tile_size, [height, width]) = (self.stride.tile(self.side), self.size);
+        let (axis, place) = (self.stride.axis(), distance(self.blocks, self.tiles));
+        assert!(self.sums.len() >= axis * axis * place && self.block < self.blocks);
         assert!(self.first + self.rows.len() * self.cols <= self.tiles);
-        assert!(self.to.len() == self.size[0] * self.size[1]);
-        let place = distance(self.blocks, self.tiles) * BLOCK;
+        assert!(self.to.len() == height * width);
+        assert!(self.cols <= width.div_ceil(tile_size) && self.rows.end <= height.div_ceil(tile_size));
         for part in (0..BLOCK).step_by(V::LANES) {
             for (i, row) in self.rows.clone().enumerate() {
                 for col in 0..self.cols {
                     let tile = self.block * self.tiles + self.first + i * self.cols + col;
+                    let (y, x) = (tile_size * row, tile_size * col);
+                    let inside = [(height - y).min(tile_size), (width - x).min(tile_size)];
                     // SAFETY: the assertions cover the sums; only pixels inside of the target are written.
                     unsafe {
-                        let from = elements(self.sums).add(tile * BLOCK + part);
-                        let mut rows = [[V::splat(T::default()); 4]; 2];
-                        for b in 0..4 {
-                            let mut column = [rows[0][0]; 4];
-                            for a in 0..4 {
-                                column[a] = V::load(from.add((4 * a + b) * place));
-                            }
-                            let column = output(column);
-                            (rows[0][b], rows[1][b]) = (column[0], column[1]);
-                        }
-                        for a in 0..2 {
-                            let y = output(rows[a]);
-                            for b in 0..2 {
-                                let (row, col) = (2 * row + a, 2 * col + b);
-                                if row < self.size[0] && col < self.size[1] {
-                                    let at = (row * self.size[1] + col) * BLOCK + part;
-                                    y[b].store(elements_mut(self.to).add(at));
-                                }
-                            }
+                        let at = elements(self.sums).add(tile * BLOCK + part);
+                        let from = Square { at, row: axis * place * BLOCK, col: place * BLOCK };
+                        let at = elements_mut(self.to).add((y * width + x) * BLOCK + part);
+                        let to = Square { at, row: width * BLOCK, col: BLOCK };
+                        match (self.stride, self.side) {
+                            (Stride::One, _) => both::<stride_one::Output, V, 6, 4>(from, to, inside),
+                            (Stride::Two, Side::BackInput) => both::<stride_two::BackOutput, V, 9, 8>(from, to, inside),
+                            (Stride::Two, _) => both::<stride_two::Output, V, 9, 4>(from, to, inside),
                         }
                     }
                 }
@@ -182,10 +218,13 @@ impl<T: Float> Kernel<T> for Untransform<'_, T> {
     }
 }
 
-/// Weights between the taps and the places: `[tap][pixel]` and `[place][pixel]`.
+/// Some weights as `[tap][pixel]` and as they are multiplied, `[kind][pixel]`.
 pub(super) struct Weights<'a, T> {
+    pub(super) stride: Stride,
     pub(super) taps: &'a mut [Pixel<T>],
-    pub(super) places: &'a mut [Pixel<T>],
+    pub(super) kinds: &'a mut [Pixel<T>],
+    /// The first of the taps' pixels among those of a kind.
+    pub(super) first: usize,
     pub(super) direction: Transposed,
 }
 
@@ -201,84 +240,21 @@ impl<T: Float> Kernel<T> for Weights<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<V: Simd<Elem = T>>(self) {
-        let pixels = self.taps.len() / 9;
-        assert!(self.taps.len() == 9 * pixels && self.places.len() == PLACES * pixels);
-        let stride = pixels * BLOCK;
-        for i in 0..pixels {
-            for part in (0..BLOCK).step_by(V::LANES) {
-                let at = i * BLOCK + part;
-                // SAFETY: nine and sixteen pixels that are `pixels` apart, as asserted.
-                unsafe {
-                    let (w, u) = (elements_mut(self.taps).add(at), elements_mut(self.places).add(at));
-                    match self.direction {
-                        Transposed::No => spread::<V>(w, u, stride),
-                        Transposed::Yes => gather::<V>(u, w, stride),
-                    }
+        let (pixels, each) = (self.taps.len() / 9, self.kinds.len() / KINDS);
+        assert!(self.taps.len() == 9 * pixels && self.kinds.len() == KINDS * each && self.first + pixels <= each);
+        let (next_tap, next_kind) = (pixels * BLOCK, each * BLOCK);
+        let (taps, kinds) = (elements_mut(self.taps), elements_mut(self.kinds));
+        for at in (0..pixels * BLOCK).step_by(V::LANES) {
+            // SAFETY: nine taps and all kinds of the pixel are there, as asserted.
+            unsafe {
+                let w = Square { at: taps.add(at), row: 3 * next_tap, col: next_tap };
+                let u = Square { at: kinds.add(self.first * BLOCK + at), row: 6 * next_kind, col: next_kind };
+                match (self.direction, self.stride) {
+                    (Transposed::No, Stride::One) => both::<stride_one::Spread, V, 3, 6>(w.read(), u, [6; 2]),
+                    (Transposed::No, Stride::Two) => both::<stride_two::Spread, V, 3, 6>(w.read(), u, [6; 2]),
+                    (Transposed::Yes, Stride::One) => both::<stride_one::Gather, V, 6, 3>(u.read(), w, [3; 2]),
+                    (Transposed::Yes, Stride::Two) => both::<stride_two::Gather, V, 6, 3>(u.read(), w, [3; 2]),
                 }
-            }
-        }
-    }
-}
-
-/// `G w G'`.
-#[inline(always)]
-unsafe fn spread<V: Simd>(w: *const V::Elem, u: *mut V::Elem, stride: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let half = V::splat(V::Elem::of(0.5));
-        let zero = V::splat(V::Elem::default());
-        let g = |x: [V; 3]| {
-            let even = x[0].add(x[2]).mul_add(half, zero);
-            let odd = x[1].mul_add(half, zero);
-            [x[0], even.add(odd), even.sub(odd), x[2]]
-        };
-        let mut rows = [[zero; 3]; 4];
-        for b in 0..3 {
-            let mut column = [zero; 3];
-            for a in 0..3 {
-                column[a] = V::load(w.add((3 * a + b) * stride));
-            }
-            let column = g(column);
-            for a in 0..4 {
-                rows[a][b] = column[a];
-            }
-        }
-        for a in 0..4 {
-            let row = g(rows[a]);
-            for b in 0..4 {
-                row[b].store(u.add((4 * a + b) * stride));
-            }
-        }
-    }
-}
-
-/// `G' u G`.
-#[inline(always)]
-unsafe fn gather<V: Simd>(u: *const V::Elem, w: *mut V::Elem, stride: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let half = V::splat(V::Elem::of(0.5));
-        let zero = V::splat(V::Elem::default());
-        let g = |x: [V; 4]| {
-            let even = x[1].add(x[2]).mul_add(half, zero);
-            let odd = x[1].sub(x[2]).mul_add(half, zero);
-            [x[0].add(even), odd, even.add(x[3])]
-        };
-        let mut rows = [[zero; 4]; 3];
-        for b in 0..4 {
-            let mut column = [zero; 4];
-            for a in 0..4 {
-                column[a] = V::load(u.add((4 * a + b) * stride));
-            }
-            let column = g(column);
-            for a in 0..3 {
-                rows[a][b] = column[a];
-            }
-        }
-        for a in 0..3 {
-            let row = g(rows[a]);
-            for b in 0..3 {
-                row[b].store(w.add((3 * a + b) * stride));
             }
         }
     }
