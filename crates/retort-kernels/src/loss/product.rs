@@ -21,8 +21,10 @@ use crate::{InstructionSet, Result, isa};
 const FEW: usize = 3;
 /// Tasks that a product is cut into at least, if it is large enough, whatever the number of threads.
 const TASKS: usize = 16;
-/// Rows of a block of both factors of inner products: a multiple of every register tile.
+/// Most rows of a block of both factors of inner products.
 const ROWS: usize = 96;
+/// The rows of a block are a multiple of this one, and so of every register tile.
+const TILE: usize = 24;
 /// Elements of a row of such a block.
 const DEPTH: usize = 512;
 /// Columns of a task of weighted sums.
@@ -161,8 +163,8 @@ impl<T: Float> Inner<'_, T> {
                         if self.symmetric && self.first + j + R <= top + i {
                             continue;
                         }
-                        // SAFETY: both hold `ROWS` rows of `step` elements, a multiple of `LANES`, and the last
-                        // tile ends with the block: `FEW` and `R` divide `ROWS`.
+                        // SAFETY: both hold rows of `step` elements, a multiple of `LANES`, and the last tile ends with
+                        // the block at the latest: `FEW` and `R` divide `TILE`, and `TILE` divides `ROWS`.
                         let tile =
                             unsafe { dots::<V, R>(rows_a.as_ptr().add(i * step), rows_b.as_ptr().add(j * step), step) };
                         for (i, tile) in (i..).zip(tile) {
@@ -183,8 +185,7 @@ impl<T: Float> Inner<'_, T> {
     }
 }
 
-/// A part of some rows as `ROWS` rows of `step` elements: those of the matrix itself, or a copy with zeros for what is
-/// missing.
+/// A part of some rows as rows of `step` elements: those of the matrix itself, or a copy with zeros for what is missing.
 #[inline(always)]
 fn block<'a, T: Float>(
     from: Matrix<'a, T>,
@@ -196,7 +197,7 @@ fn block<'a, T: Float>(
     if columns.len() == step && from.columns == step && rows.len() == ROWS {
         return &from.values[rows.start * step..][..ROWS * step];
     }
-    let to = &mut to[..ROWS * step];
+    let to = &mut to[..rows.len().next_multiple_of(TILE) * step];
     let (used, rest) = to.split_at_mut(rows.len() * step);
     for (row, to) in rows.zip(used.chunks_exact_mut(step)) {
         let (to, gap) = to.split_at_mut(columns.len());
