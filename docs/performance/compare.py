@@ -29,7 +29,10 @@ SCALING_MODELS = ("resnet20", "resnet8x4")
 SCALING_BATCHES = (1, 8, 64, 256)
 SCALING_THREADS = (1, 2)
 # What a ratio must reach at least, and what it should.
-TARGETS = {"train": (1.5, 2.0), "kd": (2.0, 2.5), "loss": (2.0, 3.0), "loss:crd": (5.0, 10.0)}
+TARGETS = {
+    "train": (1.5, 2.0), "kd": (2.0, 2.5), "loss:crd": (5.0, 10.0),
+    **{f"loss:{name}": (2.0, 3.0) for name in ("nst", "sp", "rkd", "at", "pkt", "kd")},
+}
 
 
 @dataclasses.dataclass
