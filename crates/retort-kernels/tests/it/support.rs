@@ -104,7 +104,7 @@ impl Shape {
         Self { sizes, kernel: [3, 3], spec: Conv2dSpec::new(1, 1) }
     }
 
-    fn output(&self) -> [usize; 2] {
+    pub(crate) fn output(&self) -> [usize; 2] {
         self.spec.output_size([self.sizes[3], self.sizes[4]], self.kernel).unwrap()
     }
 

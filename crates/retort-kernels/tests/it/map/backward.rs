@@ -111,6 +111,27 @@ fn detached_maps_have_no_history() {
     }
 }
 
+/// Winograd's algorithm with stride 2, and with a weight gradient that is large enough to be summed over all images at
+/// once.
+#[test]
+fn threads_change_no_bit_of_large_weight_gradients() {
+    let var =
+        |shape: &[usize], salt| Var::from_tensor(&random(shape.to_vec(), salt).to_dtype(DType::F32).unwrap()).unwrap();
+    let vars = [var(&[5, 32, 13, 14], 1), var(&[128, 32, 3, 3], 2), var(&[128, 128, 3, 3], 3)];
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let x = map(&vars[0]).conv(vars[1].as_tensor(), None, None, RELU, Conv2dSpec::new(2, 1));
+            let loss = x.conv3(vars[2].as_tensor()).global().sqr().unwrap().sum_all().unwrap();
+            let grads = loss.backward().unwrap();
+            vars.each_ref().map(|v| bits(grads.get(v).unwrap()))
+        })
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(3));
+}
+
 #[test]
 fn threads_and_released_memory_change_no_bit() {
     let network = Network::new(13, DType::F32);

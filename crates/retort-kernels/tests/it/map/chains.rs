@@ -79,6 +79,12 @@ fn transposed_convolution_by_winograd() {
     chain!("transposed", [[2, 33, 5, 4], [33, 34, 3, 3], [34]], |t, M| M::of(&t[0])
         .transposed(&t[1], &t[2], RELU, ConvTranspose2dSpec::new(1, 1))
         .tensor());
+    for output_padding in [[0, 1], [1, 0]] {
+        let spec = ConvTranspose2dSpec { output_padding, ..ConvTranspose2dSpec::new(2, 1) };
+        chain!("transposed, stride 2", [[2, 33, 4, 8], [33, 34, 3, 3], [34]], |t, M| M::of(&t[0])
+            .transposed(&t[1], &t[2], RELU, spec)
+            .tensor());
+    }
 }
 
 #[test]
@@ -155,6 +161,10 @@ fn residual_blocks() {
         let x = M::of(&t[0]);
         let y = x.conv3(&t[1]).train(&t[3], &t[4], RELU).conv3(&t[2]).train(&t[5], &t[6], NONE);
         y.plus(&x, RELU).tensor()
+    });
+    chain!("winograd, stride 2", [[2, 32, 8, 15], [34, 32, 3, 3], [34], [34]], |t, M| {
+        let y = M::of(&t[0]).conv(&t[1], None, None, NONE, Conv2dSpec::new(2, 1));
+        y.train(&t[2], &t[3], RELU).tensor()
     });
 }
 

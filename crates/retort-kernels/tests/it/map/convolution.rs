@@ -24,10 +24,16 @@ fn complaints(shape: &Shape, set: InstructionSet) -> Vec<String> {
         .collect()
 }
 
-/// Whether Winograd's algorithm computes such a shape.
+/// Whether Winograd's algorithm computes such a shape: a copy of the rule.
 fn winograd(shape: &Shape) -> bool {
-    let [_, c_in, c_out, ..] = shape.sizes;
-    shape.kernel == [3, 3] && c_in >= 32 && c_out >= 32 && shape.spec.groups == 1
+    let ([_, c_in, c_out, h, w], [oh, ow], spec) = (shape.sizes, shape.output(), shape.spec);
+    let step = match spec.stride {
+        [1, 1] => spec.padding.iter().all(|&p| p <= 2),
+        [2, 2] => spec.padding == [1, 1] && 5 * 81 * oh.div_ceil(4) * ow.div_ceil(4) <= 4 * 9 * oh * ow,
+        _ => false,
+    };
+    let large = [h, w, oh, ow].iter().all(|&n| n >= 3);
+    step && large && shape.kernel == [3, 3] && spec.dilation == [1, 1] && spec.groups == 1 && c_in.min(c_out) >= 32
 }
 
 struct Dice(std::vec::IntoIter<f64>);
@@ -65,7 +71,7 @@ impl Dice {
         const MOST: usize = 3_000_000;
         let kernels =
             [[1, 1], [2, 2], [3, 3], [3, 3], [5, 5], [7, 7], [1, 3], [3, 1], [2, 5], [5, 1], [7, 2], [3, 2], [1, 7]];
-        // Of every three shapes one is for Winograd's algorithm, but for a border of three.
+        // Of every three shapes one is meant for Winograd's algorithm, but for a border of three.
         let winograd = self.below(3) == 0;
         let kernel = if winograd { [3, 3] } else { self.of(&kernels) };
         let [c_in, c_out, groups] =
@@ -95,7 +101,15 @@ impl Dice {
 #[test]
 fn random_convolutions_are_the_definition() {
     let mut dice = Dice(numbers(100_000, 5).into_iter());
-    let complaints: Vec<_> = (0..1000).flat_map(|i| complaints(&dice.shape(), SETS[i % 3])).collect();
+    let shapes: Vec<_> = (0..1000).map(|_| dice.shape()).collect();
+    for stride in [1, 2] {
+        let count = shapes.iter().filter(|shape| winograd(shape) && shape.spec.stride[0] == stride).count();
+        assert!(count > 20, "{count} shapes of stride {stride} for Winograd's algorithm");
+    }
+    let sets = |(i, shape)| if winograd(shape) { SETS.to_vec() } else { vec![SETS[i % 3]] };
+    let shapes =
+        shapes.iter().enumerate().flat_map(|(i, shape)| sets((i, shape)).into_iter().map(move |set| (shape, set)));
+    let complaints: Vec<_> = shapes.flat_map(|(shape, set)| complaints(shape, set)).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
@@ -104,7 +118,8 @@ fn random_convolutions_are_the_definition() {
 #[test]
 fn large_convolutions_are_the_definition() {
     let shapes = [
-        Shape::simple([2, 48, 40, 33, 30]),
+        Shape::simple([2, 48, 40, 45, 46]),
+        Shape::simple([1, 256, 256, 4, 4]),
         Shape::simple([3, 192, 192, 5, 4]),
         Shape::simple([13, 32, 33, 6, 5]),
         Shape::simple([17, 3, 18, 17, 16]),
