@@ -75,12 +75,11 @@ pub(crate) unsafe fn filled<T: Float>(len: usize, f: impl FnOnce(&mut [MaybeUnin
     values
 }
 
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(debug_assertions)]
     fn forgotten_elements_show() {
         // SAFETY: debug builds fill the memory before the call.
         let values: Vec<f32> = unsafe { filled(3, |to| _ = to[1].write(1.0)) };

@@ -231,6 +231,7 @@ impl Run<'_> {
                         let next = segment.lanes.len() * V::LANES;
                         for lane in segment.lanes.clone() {
                             let x = pixel.add(lane);
+                            V::prefetch(pixel.wrapping_add((P + 2 + lane) * BLOCK));
                             let w = [V::load(weights), V::load(weights.add(next)), V::load(weights.add(2 * next))];
                             let mut x01 = [V::splat(*x), V::splat(*x.add(BLOCK))];
                             // No loop: the compiler would not unroll one of this length, and the sums would lie in
@@ -259,6 +260,8 @@ impl Run<'_> {
                                 w[q] = V::load(weights.add(q * V::LANES));
                                 V::prefetch(weights.wrapping_add(AHEAD + q * V::LANES));
                             }
+                            // Lane by lane, the next tile's pixels.
+                            V::prefetch(pixel.wrapping_add((P + lane) * BLOCK));
                             for p in 0..P {
                                 let x = V::splat(*x.add(p * BLOCK));
                                 for q in 0..Q {

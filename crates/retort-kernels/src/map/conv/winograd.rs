@@ -97,6 +97,9 @@ const FEWEST: usize = 28;
 /// Weight gradients above this size (of one kind) are computed kind by kind over all images.
 const RESIDENT: usize = 40 << 10;
 
+/// Chunks whose patches wait together for such a gradient.
+const ROUND: usize = 32;
+
 /// Fewest channels on both sides; with 16 the transformations cost what they save (32x32 maps, batch 64), with stride 2
 /// more.
 const LEAST: usize = 2 * BLOCK;
@@ -450,7 +453,7 @@ impl Adjoint {
         }
     }
 
-    /// Adds all images: the patches first, then the kinds side by side.
+    /// Adds all images, [`ROUND`] chunks after the other: the patches first, then the kinds side by side.
     pub(super) fn all<T: Float>(
         &self,
         set: InstructionSet,
@@ -459,17 +462,18 @@ impl Adjoint {
     ) {
         let tiles = self.grid();
         let together = tiles.images(self.chunk::<T>()).min(self.g.batch.div_ceil(2));
+        let images = |first: usize| first..(first + together).min(self.g.batch);
         let firsts: Vec<usize> = (0..self.g.batch).step_by(together).collect();
-        let strips: Vec<_> = firsts
-            .into_par_iter()
-            .map(|first| self.strip(set, sources, first..(first + together).min(self.g.batch), &(0..tiles.rows)))
-            .collect();
-        // A kind after the other: its patches are read once for all groups.
-        let mut kinds: Vec<Vec<_>> = (0..KINDS).map(|_| Vec::new()).collect();
-        for part in self.split(to) {
-            kinds[part.1].push(part);
+        for firsts in firsts.chunks(ROUND) {
+            let strips = firsts.par_iter().map(|&first| self.strip(set, sources, images(first), &(0..tiles.rows)));
+            let strips: Vec<_> = strips.collect();
+            // A kind after the other: its patches are read once for all groups.
+            let mut kinds: Vec<Vec<_>> = (0..KINDS).map(|_| Vec::new()).collect();
+            for part in self.split(to) {
+                kinds[part.1].push(part);
+            }
+            kinds.into_par_iter().for_each(|parts| parts.into_iter().for_each(|part| self.add(set, &strips, part)));
         }
-        kinds.into_par_iter().for_each(|parts| parts.into_iter().for_each(|part| self.add(set, &strips, part)));
     }
 }
 

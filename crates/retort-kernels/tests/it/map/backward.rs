@@ -132,6 +132,22 @@ fn threads_change_no_bit_of_large_weight_gradients() {
     assert_eq!(one, run(3));
 }
 
+/// So many images that their patches wait in several rounds.
+#[test]
+fn large_weight_gradients_of_many_images_are_the_sums_of_their_parts() {
+    let numbers = |shape: &[usize], salt| random(shape.to_vec(), salt).to_dtype(DType::F32).unwrap();
+    let w = Var::from_tensor(&numbers(&[112, 112, 3, 3], 1)).unwrap();
+    let (x, dy) = (numbers(&[1000, 112, 3, 3], 2), numbers(&[1000, 112, 3, 3], 3));
+    let gradient = |first: usize, count: usize| {
+        let part = |t: &Tensor| t.narrow(0, first, count).unwrap();
+        let y = map(&part(&x)).conv3(w.as_tensor()).tensor();
+        let grads = (y * part(&dy)).unwrap().sum_all().unwrap().backward().unwrap();
+        grads.get(&w).unwrap().clone()
+    };
+    let parts = (gradient(0, 500) + gradient(500, 500)).unwrap();
+    assert!(difference(&gradient(0, 1000), &parts) < 1e-5);
+}
+
 #[test]
 fn threads_and_released_memory_change_no_bit() {
     let network = Network::new(13, DType::F32);
