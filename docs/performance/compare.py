@@ -23,8 +23,8 @@ OTHER_CPU = 0.05
 
 TRAIN_MODELS = ("resnet8", "resnet20", "resnet56", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2")
 KD_PAIRS = (("resnet56", "resnet20"), ("resnet32x4", "resnet8x4"), ("wrn_40_2", "wrn_16_2"))
-MAP_LOSSES = ("nst", "sp", "at", "fitnet", "vid")
-LOSSES = ("crd", "nst", "sp", "rkd", "at", "pkt", "kd", "dkd", "fitnet", "vid", "cc")
+MAP_LOSSES = ("nst", "sp", "at", "fitnet", "vid", "ab", "ft", "fsp", "kdsvd", "ofd", "reviewkd")
+LOSSES = ("crd", "rkd", "pkt", "cc", "ce", "label-smoothing", "kd", "dkd", *MAP_LOSSES)
 SCALING_MODELS = ("resnet20", "resnet8x4")
 SCALING_BATCHES = (1, 8, 64, 256)
 SCALING_THREADS = (1, 2)

@@ -172,6 +172,157 @@ class Vid(nn.Module):
         return torch.mean(0.5 * ((mean - f_t) ** 2 / variance + torch.log(variance)))
 
 
+def activation_boundaries(f_s, f_t, margin=1.0):
+    """Activation boundaries of all stages, the published weights included."""
+    loss = 0.0
+    for above, (s, t) in enumerate(zip(reversed(f_s), reversed(f_t))):
+        element = (s + margin) ** 2 * ((s > -margin) & (t <= 0)).float()
+        element = element + (s - margin) ** 2 * ((s <= margin) & (t > 0)).float()
+        loss = loss + torch.abs(element).sum() / 2**above
+    return loss / f_s[0].shape[0] / 1000 * 3
+
+
+def flow(bottom, top):
+    """Inner products of the channels of consecutive maps, by a broadcast product."""
+    if bottom.shape[2] > top.shape[2]:
+        bottom = F.adaptive_avg_pool2d(bottom, top.shape[2:])
+    elif bottom.shape[2] < top.shape[2]:
+        top = F.adaptive_avg_pool2d(top, bottom.shape[2:])
+    return (bottom.flatten(2).unsqueeze(1) * top.flatten(2).unsqueeze(2)).mean(-1)
+
+
+def fsp(f_s, f_t):
+    """Flow of the solution procedure over all consecutive maps."""
+    pairs = zip(f_s[:-1], f_s[1:], f_t[:-1], f_t[1:])
+    return sum((flow(a, b) - flow(c, d)).pow(2).mean() for a, b, c, d in pairs)
+
+
+def encoder(inputs, middle, norm):
+    """Three convolutions of the paraphraser (without batch norm) or the translator (with it)."""
+    layers = []
+    for a, b in ((inputs, inputs), (inputs, middle), (middle, middle)):
+        layers.append(nn.Conv2d(a, b, 3, padding=1))
+        layers += [nn.BatchNorm2d(b)] if norm else []
+        layers.append(nn.LeakyReLU(0.1, inplace=True))
+    return nn.Sequential(*layers)
+
+
+class FactorTransfer(nn.Module):
+    """A frozen paraphraser's encoder and a trained translator."""
+
+    def __init__(self, inputs, outputs, rate=0.5):
+        super().__init__()
+        self.paraphraser = encoder(outputs, int(outputs * rate), norm=False).requires_grad_(False)
+        self.translator = encoder(inputs, int(outputs * rate), norm=True)
+
+    def forward(self, f_s, f_t):
+        """Mean distance of the attention maps of both factors."""
+        f_s, f_t = pool_match(self.translator(f_s), self.paraphraser(f_t))
+        return (attention(f_s) - attention(f_t)).abs().mean()
+
+
+def svd(f, count):
+    """Leading singular values and right singular vectors of [C * H, W]."""
+    _, s, v = torch.svd(f.reshape(f.shape[0], -1, f.shape[3]))
+    return F.normalize(s[:, :count], dim=1), F.normalize(v[:, :, :count], dim=1)
+
+
+def affinity(v, below):
+    """Radial basis functions of all pairs of entries of two stages."""
+    return torch.exp(-(v.unsqueeze(2) - below.unsqueeze(1)).pow(2) / 8)
+
+
+def kdsvd(f_s, f_t, k=1):
+    """Affinities between the singular vectors of consecutive stages, mdistiller's matrices."""
+    loss, below = 0.0, None
+    for s, t in zip(f_s, f_t):
+        (scale, v_t), (_, v_s) = svd(t, k), svd(s, k + 3)
+        cosine = torch.matmul(v_s.transpose(-2, -1), v_t)
+        most = torch.max(torch.abs(cosine), 1, keepdim=True)[0] == torch.abs(cosine)
+        v_s = torch.matmul(v_s, torch.where(most, torch.sign(cosine), torch.zeros_like(cosine)))
+        v_s, v_t = v_s * scale.unsqueeze(1), v_t * scale.unsqueeze(1)
+        if below is not None:
+            difference = (affinity(v_s, below[0]) - affinity(v_t, below[1]).detach()).pow(2)
+            loss = loss + difference.sum() / s.shape[0]
+        below = v_s, v_t
+    return loss
+
+
+class Ofd(nn.Module):
+    """Overhaul of feature distillation: margins, connectors, partial L2."""
+
+    def __init__(self, channels_s, channels_t):
+        super().__init__()
+        connectors = [
+            nn.Sequential(nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b)) for a, b in zip(channels_s, channels_t)
+        ]
+        self.connectors = nn.ModuleList(connectors)
+        for i, channels in enumerate(channels_t):
+            self.register_buffer(f"margin{i}", -torch.rand(channels).view(1, -1, 1, 1))
+
+    def forward(self, f_s, f_t):
+        """Sum of all stages, half as much for each one further from the end."""
+        loss = 0.0
+        for i, (connector, s, t) in enumerate(zip(self.connectors, f_s, f_t)):
+            s, t = connector(s), F.adaptive_avg_pool2d(t, s.shape[2:]).detach()
+            target = torch.max(t, getattr(self, f"margin{i}"))
+            element = F.mse_loss(s, target, reduction="none")
+            element = element * ((s > target) | (t > 0)).float()
+            loss = loss + element.sum(dim=(1, 2, 3)).mean() / 2 ** (len(f_s) - i - 1)
+        return loss
+
+
+def hcl(f_s, f_t):
+    """Hierarchical context loss of one pair of maps."""
+    loss, weight, total = F.mse_loss(f_s, f_t), 1.0, 1.0
+    for level in (4, 2, 1):
+        if level >= f_s.shape[2]:
+            continue
+        weight /= 2.0
+        pooled = [F.adaptive_avg_pool2d(f, (level, level)) for f in (f_s, f_t)]
+        loss, total = loss + F.mse_loss(*pooled) * weight, total + weight
+    return loss / total
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion of knowledge review."""
+
+    def __init__(self, inputs, middle, outputs, fuse):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle))
+        self.conv2 = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
+        self.attention = nn.Sequential(nn.Conv2d(middle * 2, 2, 1), nn.Sigmoid()) if fuse else None
+
+    def forward(self, x, deeper, size, out_size):
+        """The result and what is handed on."""
+        x = self.conv1(x)
+        if self.attention is not None:
+            deeper = F.interpolate(deeper, size, mode="nearest")
+            gates = self.attention(torch.cat([x, deeper], dim=1))
+            x = x * gates[:, :1] + deeper * gates[:, 1:]
+        if x.shape[-1] != out_size:
+            x = F.interpolate(x, out_size, mode="nearest")
+        return self.conv2(x), x
+
+
+class ReviewKd(nn.Module):
+    """Knowledge review: entries from shallow to deep, the last one pooled."""
+
+    def __init__(self, channels_s, channels_t, sizes):
+        super().__init__()
+        middle, last = min(512, channels_s[-1]), len(channels_s) - 1
+        fusions = [Fusion(a, middle, b, i < last) for i, (a, b) in enumerate(zip(channels_s, channels_t))]
+        self.fusions, self.sizes = nn.ModuleList(fusions), sizes
+
+    def forward(self, f_s, f_t):
+        """Sum over all entries."""
+        loss, deeper = 0.0, None
+        for fusion, s, t, size in reversed(list(zip(self.fusions, f_s, f_t, self.sizes))):
+            out, deeper = fusion(s, deeper, size, size)
+            loss = loss + hcl(out, t)
+        return loss
+
+
 class Embed(nn.Module):
     """CRD's head: linear, then unit length."""
 

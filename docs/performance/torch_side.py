@@ -20,7 +20,7 @@ WARM_UP = 3
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 # Stage maps of resnet8x4 and resnet32x4 at 32x32, both the same, and their pooled vector.
 STAGES = [(64, 32, 32), (128, 16, 16), (256, 8, 8)]
-EMBEDDING = 256
+STEM, EMBEDDING = (32, 32, 32), 256
 # RepDistiller's weights of cross-entropy, KD and the method's own loss.
 WEIGHTS = {"kd": (0.1, 0.9, 0.0), "at": (1.0, 0.0, 1000.0), "crd": (1.0, 0.0, 0.8)}
 
@@ -178,11 +178,11 @@ def kd_step(args):
     }
 
 
-def random_maps(args, trainable):
-    """One map a stage, not negative, as after a ReLU."""
+def random_maps(args, trainable, shapes=STAGES, relu=True):
+    """One map a stage, not negative, as after a ReLU, or with both signs, as before it."""
     layout = FORMATS[args.format]
-    maps = [torch.randn(args.batch, *s).relu_().contiguous(memory_format=layout) for s in STAGES]
-    return [m.requires_grad_(trainable) for m in maps]
+    maps = [torch.randn(args.batch, *s).contiguous(memory_format=layout) for s in shapes]
+    return [(m.relu_() if relu else m).requires_grad_(trainable) for m in maps]
 
 
 def map_case(args):
@@ -204,11 +204,35 @@ def map_case(args):
     return lambda: sum(part(a, b) for part, a, b in zip(parts, f_s, f_t)), leaves, shape
 
 
+def stages_case(args):
+    """Losses of several maps at once: (value, tensors that get a gradient, shape)."""
+    shapes = {"fsp": [STEM, *STAGES], "ft": STAGES[2:], "reviewkd": [*STAGES, (EMBEDDING, 1, 1)]}
+    shapes = shapes.get(args.loss, STAGES)
+    relu_s, relu_t = args.loss not in ("ab", "ofd"), args.loss not in ("ab", "ofd", "reviewkd")
+    f_s, f_t = random_maps(args, True, shapes, relu_s), random_maps(args, False, shapes, relu_t)
+    channels = [shape[0] for shape in shapes]
+    parts = {
+        "ab": lambda: losses.activation_boundaries, "fsp": lambda: losses.fsp, "kdsvd": lambda: losses.kdsvd,
+        "ft": lambda: losses.FactorTransfer(channels[0], channels[0]), "ofd": lambda: losses.Ofd(channels, channels),
+        "reviewkd": lambda: losses.ReviewKd(channels, channels, [shape[1] for shape in shapes]),
+    }
+    part = parts[args.loss]()
+    leaves = list(f_s)
+    if isinstance(part, torch.nn.Module):
+        part = part.to(memory_format=FORMATS[args.format])
+        leaves += [p for p in part.parameters() if p.requires_grad]
+    if args.loss == "ft":
+        return lambda: part(f_s[0], f_t[0]), leaves, {"maps": shapes}
+    return lambda: part(f_s, f_t), leaves, {"maps": shapes}
+
+
 def logit_case(args):
     """Losses of logits: (value, tensors that get a gradient, shape)."""
     z_s = torch.randn(args.batch, args.classes, requires_grad=True)
     z_t, labels = torch.randn(args.batch, args.classes), torch.randint(args.classes, (args.batch,))
     call = {"kd": lambda: losses.kd(z_s, z_t), "dkd": lambda: losses.dkd(z_s, z_t, labels)}
+    call["ce"] = lambda: F.cross_entropy(z_s, labels)
+    call["label-smoothing"] = lambda: F.cross_entropy(z_s, labels, label_smoothing=0.1)
     return call[args.loss], [z_s], {"classes": args.classes}
 
 
@@ -248,7 +272,8 @@ def crd_case(args):
 
 CASES = {"crd": crd_case}
 CASES |= dict.fromkeys(("at", "nst", "sp", "fitnet", "vid"), map_case)
-CASES |= dict.fromkeys(("kd", "dkd"), logit_case)
+CASES |= dict.fromkeys(("ab", "ft", "fsp", "kdsvd", "ofd", "reviewkd"), stages_case)
+CASES |= dict.fromkeys(("kd", "dkd", "ce", "label-smoothing"), logit_case)
 CASES |= dict.fromkeys(("rkd", "pkt", "cc"), pooled_case)
 
 

@@ -17,6 +17,7 @@ usage: cargo xtask WORD [ARGS]
                       what exists
   bench train-step|kd-step|loss [OPTIONS] [--json]
                       how long a step takes on this machine, and how much memory
+  docs [--check]      write the generated parts of docs/methods, or check them
   golden DIR.. [--json FILE] [--allow-unsupported]
                       compare with reference numbers
   tidy                check the arrows between the crates and the rules for their sources
@@ -24,9 +25,9 @@ usage: cargo xtask WORD [ARGS]
                       instruction-set path that this processor has
   ci                  format, tidy, clippy, tests, documentation, in this order
 
-The options of the first five: cargo xtask WORD --help";
+The options of the first six: cargo xtask WORD --help";
 
-const RETORT_WORDS: [&str; 5] = ["reproduce", "train", "rerun", "list", "bench"];
+const RETORT_WORDS: [&str; 6] = ["reproduce", "train", "rerun", "list", "bench", "docs"];
 const OTHER_WORDS: [&str; 5] = ["golden", "tidy", "paths", "ci", "help"];
 
 fn main() -> ExitCode {
@@ -95,7 +96,9 @@ fn run_release(package: &str, program: &str, args: &[String]) -> ExitCode {
     };
     let mut command = Command::new(executable);
     command.args(args);
-    for (name, folder) in [("RETORT_EXPERIMENTS", "experiments"), ("RETORT_RUNS", "runs")] {
+    let folders =
+        [("RETORT_EXPERIMENTS", "experiments"), ("RETORT_RUNS", "runs"), ("RETORT_METHOD_PAGES", "docs/methods")];
+    for (name, folder) in folders {
         if std::env::var_os(name).is_none() {
             command.env(name, root().join(folder));
         }

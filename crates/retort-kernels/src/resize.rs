@@ -113,7 +113,8 @@ pub fn resize_bilinear2d(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
 
 /// Resizes maps by the nearest position: `[B, C, H, W]` to `[B, C, size[0], size[1]]`, up or down, by any factor.
 ///
-/// PyTorch's rule for `mode="nearest"`: the output position `i` reads the source position `floor(i * in / out)`.
+/// The rule of PyTorch's `mode="nearest"`, exactly: the output position `i` reads the source position `floor(i * in / out)`
+/// (PyTorch rounds the ratio first, which moves a pixel for a few odd pairs of sizes, 14 to 46 for example).
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! The command line of `retort`.
 
 use crate::bench::BenchArgs;
-use crate::list::{What, entries, plain};
+use crate::docs::DocsArgs;
+use crate::list::{What, text};
 use crate::manifest::Loaded;
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
 use crate::record::Record;
@@ -42,6 +43,8 @@ enum Command {
         #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
         experiments: PathBuf,
     },
+    /// Bring the pages of the methods up to date, or check that they are.
+    Docs(DocsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -126,11 +129,8 @@ impl Cli {
             Command::Train(args) => train(args, out, stop),
             Command::Rerun(args) => rerun(args, out, stop),
             Command::Bench(args) => print(out, &args.execute(stop)?),
-            Command::List { what, json, experiments } => {
-                let entries = entries(*what, experiments)?;
-                let text = if *json { format!("{}\n", serde_json::Value::from(entries)) } else { plain(&entries) };
-                print(out, &text)
-            }
+            Command::List { what, json, experiments } => print(out, &text(*what, experiments, *json)?),
+            Command::Docs(args) => print(out, &args.execute()?),
         }
     }
 }

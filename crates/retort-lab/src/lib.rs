@@ -3,9 +3,11 @@
 
 mod bench;
 pub mod cli;
+mod docs;
 mod error;
 mod list;
 pub mod manifest;
+mod methods;
 pub mod plan;
 mod progress;
 pub mod published;

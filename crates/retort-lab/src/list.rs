@@ -1,7 +1,7 @@
 //! `list`: what exists, from the registries themselves.
 
 use crate::manifest::{Loaded, tables};
-use crate::{Error, Result};
+use crate::{Error, Result, methods};
 use clap::ValueEnum;
 use retort_models::ModelConfig;
 use serde_json::{Value, json};
@@ -15,10 +15,19 @@ pub(crate) enum What {
     Tables,
 }
 
-/// One object an entry; the same values make the plain text.
-pub(crate) fn entries(what: What, experiments: &Path) -> Result<Vec<Value>> {
+/// The list as text, for people or as one JSON array.
+pub(crate) fn text(what: What, experiments: &Path, json: bool) -> Result<String> {
+    Ok(match what {
+        _ if json => format!("{}\n", Value::from(entries(what, experiments)?)),
+        What::Methods => methods::table(&methods::rows()),
+        _ => plain(&entries(what, experiments)?),
+    })
+}
+
+/// One object an entry.
+fn entries(what: What, experiments: &Path) -> Result<Vec<Value>> {
     match what {
-        What::Methods => Ok(retort_losses::registry().iter().map(|m| json!(m)).collect()),
+        What::Methods => Ok(methods::rows().iter().map(|row| json!(row)).collect()),
         What::Models => retort_models::registry().iter().map(model).collect(),
         What::Datasets => Ok(retort_datasets::registry().iter().map(dataset).collect()),
         What::Tables => tables(experiments)?.iter().map(|name| table(experiments, name)).collect(),
@@ -56,7 +65,7 @@ fn table(experiments: &Path, name: &str) -> Result<Value> {
 }
 
 /// `key: value` pairs, an entry a line.
-pub(crate) fn plain(entries: &[Value]) -> String {
+fn plain(entries: &[Value]) -> String {
     let text = |value: &Value| match value {
         Value::String(s) => s.clone(),
         other => other.to_string(),

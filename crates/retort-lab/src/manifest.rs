@@ -69,6 +69,8 @@ pub struct MethodConfig {
     pub label: String,
     /// Weighted terms.
     pub losses: Vec<Spanned<LossConfig>>,
+    /// The optimiser of this row, in place of the profile's.
+    pub optimizer: Option<Spanned<OptimizerConfig>>,
     /// Name of the row in the published file.
     pub published: Option<Spanned<String>>,
 }
@@ -121,6 +123,11 @@ pub struct Pair {
     /// Losses of a method for this pair, in place of the profile's.
     #[serde(default)]
     pub overrides: BTreeMap<Spanned<String>, Vec<Spanned<LossConfig>>>,
+    /// Methods that are not defined for this pair.
+    #[serde(default)]
+    pub without: Vec<Spanned<String>>,
+    /// Rate of the students of this pair at the start, in place of the profile's.
+    pub lr: Option<Spanned<f64>>,
 }
 
 /// Epochs, optimiser and schedule.
@@ -186,10 +193,20 @@ impl Loaded {
     pub fn profile(&self, name: Option<&str>) -> Result<(&str, &Profile)> {
         let profiles = &self.manifest.profiles;
         let name = name.unwrap_or(self.manifest.default_profile.as_ref());
-        profiles.get_key_value(name).map(|(name, profile)| (name.as_str(), profile)).ok_or_else(|| {
+        let (name, profile) = profiles.get_key_value(name).ok_or_else(|| {
             let hint = suggestion(name, profiles.keys().map(String::as_str));
             Error::file(&self.source.path, format!("unknown profile `{name}`{hint}"))
-        })
+        })?;
+        self.check_models(profile)?;
+        Ok((name, profile))
+    }
+
+    /// A profile may name networks that this version does not have, as long as nobody asks for it.
+    fn check_models(&self, profile: &Profile) -> Result<()> {
+        for model in profile.pairs.as_ref().iter().flat_map(|pair| [&pair.teacher, &pair.student]) {
+            retort_models::info(model.as_ref()).map_err(|e| self.source.error(model.span(), e))?;
+        }
+        Ok(())
     }
 
     /// Method ids in the order of the rows.
@@ -210,6 +227,9 @@ impl Loaded {
                 return Err(self.source.error(method.id.span(), format!("`{id}` is the teacher's own row")));
             }
             self.check_losses(&method.id, &method.losses)?;
+            if let Some(optimizer) = &method.optimizer {
+                optimizer.as_ref().validate().map_err(|e| self.point(optimizer.span(), &e))?;
+            }
         }
         self.check_method(&manifest.baseline)?;
         if !manifest.profiles.contains_key(manifest.default_profile.as_ref()) {
@@ -217,7 +237,8 @@ impl Loaded {
             let hint = suggestion(name, manifest.profiles.keys().map(String::as_str));
             return Err(self.source.error(manifest.default_profile.span(), format!("unknown profile `{name}`{hint}")));
         }
-        manifest.profiles.values().try_for_each(|profile| self.check_profile(profile))
+        manifest.profiles.values().try_for_each(|profile| self.check_profile(profile))?;
+        self.profile(None).map(drop)
     }
 
     /// The published table, with every row that the manifest names.
@@ -261,8 +282,15 @@ impl Loaded {
             recipe.schedule.as_ref().validate().map_err(|e| self.point(recipe.schedule.span(), &e))?;
         }
         for pair in profile.pairs.as_ref() {
-            for model in [&pair.teacher, &pair.student] {
-                retort_models::info(model.as_ref()).map_err(|e| self.source.error(model.span(), e))?;
+            for id in &pair.without {
+                self.check_method(id)?;
+                if id.as_ref() == self.manifest.baseline.as_ref() {
+                    return Err(self.source.error(id.span(), "the baseline belongs to every pair"));
+                }
+            }
+            if let Some(lr) = &pair.lr {
+                let schedule = ScheduleConfig { lr: *lr.as_ref(), ..profile.student.schedule.as_ref().clone() };
+                schedule.validate().map_err(|e| self.point(lr.span(), &e))?;
             }
         }
         let overrides = profile.overrides.iter().chain(profile.pairs.as_ref().iter().flat_map(|pair| &pair.overrides));

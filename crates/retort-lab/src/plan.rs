@@ -182,9 +182,12 @@ impl Plan {
                     if !selection.only.is_empty() && !selection.only.contains(id) && id != baseline {
                         continue;
                     }
+                    if pair.without.iter().any(|other| other.as_ref() == id) {
+                        continue;
+                    }
                     let losses = losses(method, profile, pair);
                     // A method that uses no teacher still names one: its fidelity is measured too.
-                    let spec = spec(
+                    let mut spec = spec(
                         profile,
                         &profile.student,
                         pair.student.as_ref(),
@@ -193,6 +196,12 @@ impl Plan {
                         splits,
                         seed,
                     );
+                    if let Some(optimizer) = &method.optimizer {
+                        spec.optimizer = optimizer.as_ref().clone();
+                    }
+                    if let Some(lr) = &pair.lr {
+                        spec.schedule.lr = *lr.as_ref();
+                    }
                     plan.runs.push(PlannedRun { method: id.clone(), pair: index, seed, spec });
                 }
             }

@@ -161,10 +161,13 @@ impl Record {
         Ok(Self { id, spec, version, epochs, result, machine })
     }
 
-    /// Mean seconds of an epoch.
+    /// Mean seconds of an epoch of the training; phases before it are another kind of work.
     #[must_use]
     pub fn seconds_per_epoch(&self) -> f64 {
-        self.machine.seconds.iter().sum::<f64>() / self.machine.seconds.len().max(1) as f64
+        let last = self.epochs.last().map(|epoch| &epoch.phase);
+        let epochs = self.epochs.iter().zip(&self.machine.seconds).filter(|(epoch, _)| Some(&epoch.phase) == last);
+        let (count, sum) = epochs.fold((0, 0.0), |(count, sum), (_, seconds)| (count + 1, sum + seconds));
+        sum / f64::from(count.max(1))
     }
 }
 

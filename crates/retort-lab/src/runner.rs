@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use candle_core::Device;
 use rayon::ThreadPoolBuilder;
 use retort_models::ModelConfig;
-use retort_nn::{Checkpoint, Network, Seed};
+use retort_nn::{Checkpoint, Decay, Network, ScheduleConfig, Seed};
 use retort_trainers::engine::{BatchPlan, CheckpointPolicy, Identity, Observer, Phase, Trainer};
 use retort_trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
 use std::collections::BTreeMap;
@@ -278,15 +278,24 @@ impl Runner<'_> {
             seed,
             device: Device::Cpu,
         })?;
-        let phase = Phase {
-            name: "train".into(),
-            epochs: spec.epochs,
+        let phase = |name: String, epochs: usize, schedule: ScheduleConfig, objective: Offline| Phase {
+            name,
+            epochs,
             plan: BatchPlan { batch_size: spec.batch_size, transforms: spec.augmentation.clone() },
             transform: Box::new(Identity),
             optimizer: spec.optimizer.clone(),
-            schedule: spec.schedule.clone(),
+            schedule,
             objective: Box::new(objective),
         };
+        let constant = |lr: Option<f64>| ScheduleConfig {
+            lr: lr.unwrap_or(spec.schedule.lr),
+            warmup_epochs: 0,
+            decay: Decay::Constant,
+        };
+        let init = objective.init_phases()?.into_iter();
+        let mut phases: Vec<Phase> =
+            init.map(|(name, init, objective)| phase(name, init.epochs, constant(init.lr), objective)).collect();
+        phases.push(phase("train".into(), spec.epochs, spec.schedule.clone(), objective));
         let checkpoint = self.layout.checkpoint(&id);
         let trainer = Trainer {
             train: &self.splits.train,
@@ -298,9 +307,8 @@ impl Runner<'_> {
             checkpoint: Some(CheckpointPolicy { path: checkpoint.clone(), every: SAVE_EVERY, fingerprint: id.clone() }),
             stop: self.stop,
         };
-        let mut phases = [phase];
         let summary = trainer.run(&mut phases, observer)?;
-        let weights = student_weights(phases[0].objective.as_ref())?;
+        let weights = student_weights(phases[phases.len() - 1].objective.as_ref())?;
         let machine = Machine::here(summary.seconds.clone(), threads, side_by_side);
         let record = Record::new(spec, summary, &weights, machine)?;
         // Weights before the record: a record says that the run is finished.

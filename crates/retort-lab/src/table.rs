@@ -72,7 +72,7 @@ impl Table {
         let published = loaded.published.as_ref();
         let data = &plan.teachers[0].data;
         let same = same_protocol(loaded, profile, data);
-        // A row whose losses the profile replaces is not the published one either.
+        // A row whose losses the profile replaces, or that has an optimiser of its own, is not the published one either.
         let cell = |method: Option<&str>, teacher: &str, student: &str, replaced: bool| {
             published.map_or(Cell::None, |p| p.cell(method, teacher, student, same && !replaced))
         };
@@ -92,8 +92,9 @@ impl Table {
                 if runs.is_empty() {
                     continue;
                 }
+                let overrides = [&profile.overrides, &pair.overrides];
                 let replaced =
-                    [&profile.overrides, &pair.overrides].iter().any(|o| o.keys().any(|key| key.as_ref() == id));
+                    method.optimizer.is_some() || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
                 let published = method.published.as_ref().map(|name| name.as_ref().as_str());
                 let cell = cell(published, teacher, student, replaced);
                 let mut row = method_row(id, &method.label, &runs, records, cell);

@@ -1,7 +1,8 @@
 //! The closed set of methods: [`LossConfig`], one variant each, and what is known about them.
 
-use crate::distiller::{BuildContext, Distiller, Needs};
+use crate::distiller::{BuildContext, Distiller, InitPhase, Needs};
 use crate::{Error, Result, contrastive, feature, output, relational};
+use retort_nn::NetworkSpec;
 use serde::{Deserialize, Serialize};
 
 /// What kind of knowledge a method transfers.
@@ -27,6 +28,8 @@ pub enum Side {
     None,
     /// The student's.
     Student,
+    /// The teacher's.
+    Teacher,
     /// Both networks'.
     Both,
 }
@@ -40,6 +43,8 @@ pub struct Inputs {
     pub embedding: Side,
     /// Feature maps after the activation.
     pub maps: Side,
+    /// Feature maps before the activation.
+    pub pre_activations: Side,
     /// Class labels, in the loss or in its sampler.
     pub labels: bool,
     /// Rows of the samples in the training set.
@@ -48,8 +53,14 @@ pub struct Inputs {
 
 impl Inputs {
     /// Nothing; methods name what they read on top of it.
-    pub(crate) const NONE: Self =
-        Self { logits: Side::None, embedding: Side::None, maps: Side::None, labels: false, index: false };
+    pub(crate) const NONE: Self = Self {
+        logits: Side::None,
+        embedding: Side::None,
+        maps: Side::None,
+        pre_activations: Side::None,
+        labels: false,
+        index: false,
+    };
 }
 
 /// What is known about a method, for lists and tables.
@@ -71,8 +82,12 @@ pub struct MethodInfo {
     pub inputs: Inputs,
     /// Trainable parts, in words.
     pub trainable: &'static [&'static str],
+    /// A phase of its own before the training, or a ramp of the weight, in words.
+    pub phase: Option<&'static str>,
     /// What a checkpoint must hold besides them, in words.
     pub state: &'static [&'static str],
+    /// What is saved with its trainable parts without being trained by the loss, in words.
+    pub buffers: &'static [&'static str],
     /// Published weight of the cross-entropy beside this method; `None` for the task losses themselves.
     pub ce_weight: Option<f64>,
     /// Default weight of the term.
@@ -98,6 +113,10 @@ pub(crate) trait Method {
     fn validate(&self) -> Result<()>;
     /// What the method wants to be given.
     fn needs(&self) -> Needs;
+    /// The phase before the training of this student, for methods that have one.
+    fn init_phase(&self, _student: &NetworkSpec) -> Option<InitPhase> {
+        None
+    }
     /// Declares trainable parts and sets up state; the configuration has been validated.
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>>;
 }
@@ -157,6 +176,12 @@ macro_rules! methods {
                 match self { $(Self::$variant(c) => c.needs(),)* }
             }
 
+            /// The phase before the training of this student, for methods that have one.
+            #[must_use]
+            pub fn init_phase(&self, student: &NetworkSpec) -> Option<InitPhase> {
+                match self { $(Self::$variant(c) => c.init_phase(student),)* }
+            }
+
             /// Validates, declares trainable parts in `ctx.scope` and sets up state.
             ///
             /// # Errors
@@ -190,8 +215,14 @@ methods! {
     Dkd(output::DkdConfig),
     Fitnet(feature::FitnetConfig),
     At(feature::AtConfig),
+    Ab(feature::AbConfig),
+    Ft(feature::FtConfig),
+    Fsp(feature::FspConfig),
     Nst(feature::NstConfig),
+    Kdsvd(feature::KdsvdConfig),
     Vid(feature::VidConfig),
+    Ofd(feature::OfdConfig),
+    Reviewkd(feature::ReviewkdConfig),
     Pkd(feature::PkdConfig),
     Sp(relational::SpConfig),
     Rkd(relational::RkdConfig),

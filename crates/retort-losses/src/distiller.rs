@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::Tensor;
-use retort_nn::{NetworkSpec, Outputs, Scope, Seed, Taps, Tensors};
+use retort_nn::{NetworkSpec, Outputs, Scope, Seed, StageNorm, Taps, Tensors};
 
 /// What a method wants to be given; the trainer skips the rest and fails early where it cannot deliver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,9 @@ pub struct Needs {
     pub labels: bool,
     /// Rows of the samples in the training set.
     pub index: bool,
+    /// A teacher that normalises with the statistics of the batch instead of its running ones; all terms of a list see
+    /// the same teacher.
+    pub batch_statistics: bool,
 }
 
 impl Needs {
@@ -26,16 +29,35 @@ impl Needs {
             taps: self.taps.or(other.taps),
             labels: self.labels || other.labels,
             index: self.index || other.index,
+            batch_statistics: self.batch_statistics || other.batch_statistics,
         }
     }
 
     /// A teacher and nothing else.
-    pub(crate) const TEACHER: Self =
-        Self { teacher: true, taps: Taps { maps: false, pre_activations: false }, labels: false, index: false };
+    pub(crate) const TEACHER: Self = Self {
+        teacher: true,
+        taps: Taps { maps: false, pre_activations: false },
+        labels: false,
+        index: false,
+        batch_statistics: false,
+    };
 
     /// A teacher and the feature maps of both networks.
-    pub(crate) const MAPS: Self =
-        Self { teacher: true, taps: Taps { maps: true, pre_activations: false }, labels: false, index: false };
+    pub(crate) const MAPS: Self = Self { taps: Taps { maps: true, pre_activations: false }, ..Self::TEACHER };
+}
+
+/// A phase before the training, with an optimiser of its own; [`Distiller::init_term`] is its objective.
+///
+/// It trains what the term depends on: the parts in [`BuildContext::init_scope`], and of the student those parameters
+/// that the term reaches (all but the classifier, where the term looks at feature maps).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InitPhase {
+    /// Passes over the training set, at least 1.
+    pub epochs: usize,
+    /// Learning rate, constant; `None`: the run's initial one.
+    pub lr: Option<f64>,
+    /// Whether the term looks at the student; if not, the student is not run and [`Context::student`] is the teacher.
+    pub student: bool,
 }
 
 /// What is known before the first batch.
@@ -50,6 +72,10 @@ pub struct BuildContext<'a> {
     pub seed: Seed,
     /// Where the trainable parts of this loss are declared, for example `embed_s.weight`.
     pub scope: Scope,
+    /// Where the parts are declared that only the phase before the training changes.
+    pub init_scope: Scope,
+    /// The teacher's batch norms before the last activations of its stages, where it shows them.
+    pub teacher_norms: Option<&'a [StageNorm]>,
 }
 
 impl<'a> BuildContext<'a> {
@@ -106,6 +132,12 @@ pub struct Term {
 }
 
 impl Term {
+    /// Whether this is the task's own loss (`ce`, `label-smoothing`) rather than a method's.
+    #[must_use]
+    pub fn is_task(&self) -> bool {
+        crate::registry().iter().any(|info| info.id == self.name && info.ce_weight.is_none())
+    }
+
     /// `weight * value`, the summand itself.
     ///
     /// # Errors
@@ -126,6 +158,15 @@ pub trait Distiller: Send {
     ///
     /// An input that the method needs is missing, or shapes do not fit.
     fn term(&mut self, ctx: &Context<'_>) -> Result<Term>;
+
+    /// The loss of one batch in the phase before the training, of methods that have an [`InitPhase`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Distiller::term`]; a method without such a phase.
+    fn init_term(&mut self, _ctx: &Context<'_>) -> Result<Term> {
+        Err(Error::Undefined { method: "loss", message: "has no phase before the training".into() })
+    }
 
     /// Called once after the optimiser's step that followed [`Distiller::term`]: memory banks are updated here.
     ///

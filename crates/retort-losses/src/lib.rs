@@ -13,6 +13,6 @@ pub mod relational;
 mod stages;
 
 pub use config::{Family, Inputs, LossConfig, MethodInfo, Side, registry};
-pub use distiller::{BuildContext, Context, Distiller, Needs, Term};
+pub use distiller::{BuildContext, Context, Distiller, InitPhase, Needs, Term};
 pub use error::{Error, Result};
 pub use stages::{Align, StageLoss};

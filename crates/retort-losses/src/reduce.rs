@@ -186,6 +186,82 @@ pub(crate) fn mean_squared_error(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     squared_error(a, b, 1.0 / a.elem_count() as f64)
 }
 
+/// `mean_{b,h,w} (a - b)^2` of each channel: one pass forward, one backward.
+struct ChannelErrors;
+
+impl ChannelErrors {
+    /// The planes of a sample and channel in turn; image after image, so the sums do not depend on the number of threads.
+    fn sums<T: WithDType>(x: &[T], y: &[T], [c, area]: [usize; 2]) -> Vec<f64> {
+        let plane = |(x, y): (&[T], &[T])| lanes(area, |i| (x[i].to_f64() - y[i].to_f64()).powi(2));
+        let planes: Vec<f64> = x.par_chunks(area).zip(y.par_chunks(area)).with_min_len(8).map(plane).collect();
+        let scale = c as f64 / x.len() as f64;
+        (0..c).map(|channel| planes.iter().skip(channel).step_by(c).sum::<f64>() * scale).collect()
+    }
+
+    fn gradient<T: WithDType>(a: &Tensor, b: &Tensor, g: &[f64]) -> candle_core::Result<Tensor> {
+        let ((sa, la), (sb, lb)) = (a.storage_and_layout(), b.storage_and_layout());
+        let (candle_core::Storage::Cpu(ca), candle_core::Storage::Cpu(cb)) = (&*sa, &*sb) else {
+            return Err(candle_core::Error::Msg("expected tensors on the CPU".into()));
+        };
+        let (x, y) = (slice::<T>(ca, la)?, slice::<T>(cb, lb)?);
+        let (_, c, h, w) = a.dims4()?;
+        let (area, scale) = (h * w, 2.0 * c as f64 / x.len() as f64);
+        let mut out = vec![T::zero(); x.len()];
+        let planes = out.par_chunks_mut(area).zip(x.par_chunks(area).zip(y.par_chunks(area)));
+        planes.with_min_len(8).enumerate().for_each(|(i, (out, (x, y)))| {
+            let k = scale * g[i % c];
+            for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
+                *o = T::from_f64(k * (x.to_f64() - y.to_f64()));
+            }
+        });
+        Tensor::from_vec(out, a.shape(), a.device())
+    }
+}
+
+impl CustomOp2 for ChannelErrors {
+    fn name(&self) -> &'static str {
+        "squared error of channels"
+    }
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (_, c, h, w) = l1.shape().dims4()?;
+        by_float!(s1, T => {
+            let sums = Self::sums(slice::<T>(s1, l1)?, slice::<T>(s2, l2)?, [c, h * w]);
+            let sums = sums.into_iter().map(T::from_f64).collect();
+            Ok((T::to_cpu_storage_owned(sums), Shape::from(c)))
+        })
+    }
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        g: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let g: Vec<f64> = g.to_dtype(candle_core::DType::F64)?.to_vec1()?;
+        let grad = match a.dtype() {
+            candle_core::DType::F64 => Self::gradient::<f64>(a, b, &g)?,
+            _ => Self::gradient::<f32>(a, b, &g)?,
+        };
+        let other = b.track_op().then(|| grad.neg()).transpose()?;
+        Ok((Some(grad), other))
+    }
+}
+
+/// `mean_{b,h,w} (a - b)^2` of each channel of two maps of one shape, `[C]`.
+pub(crate) fn channel_errors(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    debug_assert_eq!(a.dims(), b.dims(), "the caller compares shapes");
+    if !a.device().is_cpu() {
+        return Ok((a - b)?.sqr()?.mean((0, 2, 3))?);
+    }
+    Ok(a.contiguous()?.apply_op2(&b.contiguous()?, ChannelErrors)?)
+}
+
 /// `x / ||x||` over the last dimension, 0 where `||x|| <= eps`.
 struct Normalize {
     eps: f64,

@@ -2,7 +2,7 @@
 
 use crate::{BuildContext, Context, Error, Result, ops};
 use candle_core::Tensor;
-use retort_nn::MapShape;
+use retort_nn::{MapShape, NetworkSpec};
 use serde::{Deserialize, Serialize};
 
 /// Which stages belong together where student and teacher have different numbers of them.
@@ -51,18 +51,30 @@ impl Pairing {
 
     /// The maps of every pair in one batch.
     pub(crate) fn maps(&self, ctx: &Context<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
-        let teacher = ctx.teacher(self.method)?.stages();
-        let student = ctx.student.stages();
-        let pick = |stages: &[Tensor], i: usize| {
-            stages
-                .get(i)
-                .cloned()
-                .ok_or(Error::Missing { method: self.method, what: "the feature maps of every stage" })
-        };
-        let student = self.pairs.iter().map(|&(s, _)| pick(student, s)).collect::<Result<_>>()?;
-        let teacher = self.pairs.iter().map(|&(_, t)| pick(teacher, t)).collect::<Result<_>>()?;
-        Ok((student, teacher))
+        self.pick(ctx.student.stages(), ctx.teacher(self.method)?.stages())
     }
+
+    /// The maps of every pair in one batch, before the activation.
+    pub(crate) fn pre_activations(&self, ctx: &Context<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        self.pick(ctx.student.stage_pre_activations(), ctx.teacher(self.method)?.stage_pre_activations())
+    }
+
+    /// What belongs to every pair, out of one list for each network with an entry for each of its stages.
+    pub(crate) fn pick<S: Clone, T: Clone>(&self, student: &[S], teacher: &[T]) -> Result<(Vec<S>, Vec<T>)> {
+        let missing = || Error::Missing { method: self.method, what: "the feature maps of every stage" };
+        let student = self.pairs.iter().map(|&(s, _)| student.get(s).cloned().ok_or_else(missing));
+        let teacher = self.pairs.iter().map(|&(_, t)| teacher.get(t).cloned().ok_or_else(missing));
+        Ok((student.collect::<Result<_>>()?, teacher.collect::<Result<_>>()?))
+    }
+}
+
+/// Refuses a network that cannot show its maps before the activation.
+pub(crate) fn check_pre_activations(method: &'static str, who: &str, spec: &NetworkSpec) -> Result<()> {
+    if spec.pre_activations {
+        return Ok(());
+    }
+    let message = format!("{who} `{}` cannot show its maps before the activation", spec.name);
+    Err(Error::Undefined { method, message })
 }
 
 /// A loss that is a sum over stages.

@@ -4,7 +4,7 @@ use crate::common::{Shown, area, check_images, check_sizes, config_error, halved
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
-use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
+use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps};
 
 /// The residual branch of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +142,10 @@ impl CifarResNet {
 impl Network for CifarResNet {
     fn spec(&self) -> &NetworkSpec {
         &self.spec
+    }
+
+    fn stage_norms(&self) -> retort_nn::Result<Option<Vec<StageNorm>>> {
+        Ok(self.stages.iter().map(|stage| stage.last().map(|block| block.last.stage_norm())).collect())
     }
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {

@@ -5,7 +5,7 @@ use crate::common::{Shown, area, check_images, check_sizes, config_error, map, n
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec};
-use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
+use retort_nn::{ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps};
 
 /// Channels and convolutions of the five blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,10 @@ impl Vgg {
 impl Network for Vgg {
     fn spec(&self) -> &NetworkSpec {
         &self.spec
+    }
+
+    fn stage_norms(&self) -> retort_nn::Result<Option<Vec<StageNorm>>> {
+        Ok(self.blocks[1..].iter().map(|block| block.units.last().map(ConvBatchNorm::stage_norm)).collect())
     }
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {

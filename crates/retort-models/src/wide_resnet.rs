@@ -5,7 +5,8 @@ use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{
-    BatchNorm, Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps,
+    BatchNorm, Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm,
+    Taps,
 };
 
 /// Depth and width: WRN-d-w.
@@ -114,6 +115,11 @@ impl WideResNet {
 impl Network for WideResNet {
     fn spec(&self) -> &NetworkSpec {
         &self.spec
+    }
+
+    fn stage_norms(&self) -> retort_nn::Result<Option<Vec<StageNorm>>> {
+        let next = self.groups[1..].iter().map(|group| group.first().map(|block| block.norm.stage_norm()));
+        Ok(next.chain([Some(self.norm.stage_norm())]).collect())
     }
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {

@@ -37,7 +37,7 @@ pub enum Init {
 /// Inputs of one output unit: the product of all dimensions but the first.
 #[must_use]
 pub fn fan_in(shape: &[usize]) -> usize {
-    shape.iter().skip(1).product()
+    shape.iter().skip(1).fold(1, |product, &n| product.saturating_mul(n))
 }
 
 impl Init {

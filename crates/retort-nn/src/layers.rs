@@ -1,6 +1,6 @@
 //! Layers: a few tensors and one kernel call each.
 
-use crate::{Buffer, Error, Init, Mode, Result, Scope};
+use crate::{Buffer, Error, Init, Mode, Result, Scope, StageNorm};
 use candle_core::{DType, Tensor};
 use retort_kernels::{Activation, BatchStats, Conv2dSpec, FeatureMap, batch_norm_eval, batch_norm_train};
 
@@ -146,9 +146,9 @@ impl BatchNorm {
             let running = [&self.running_mean.get(), &self.running_var.get()];
             return Ok(x.batch_norm_eval(affine, running, self.eps, activation)?);
         }
-        self.check_trainable()?;
+        self.check_mode(mode)?;
         let (y, stats) = x.batch_norm_train(affine, self.eps, activation)?;
-        self.track(&stats)?;
+        self.track(&stats, mode)?;
         Ok(y)
     }
 
@@ -162,20 +162,29 @@ impl BatchNorm {
             let (mean, var) = (self.running_mean.get(), self.running_var.get());
             return Ok(batch_norm_eval(x, &self.weight, &self.bias, &mean, &var, self.eps, activation)?);
         }
-        self.check_trainable()?;
+        self.check_mode(mode)?;
         let (y, stats) = batch_norm_train(x, &self.weight, &self.bias, self.eps, activation)?;
-        self.track(&stats)?;
+        self.track(&stats, mode)?;
         Ok(y)
     }
 
-    fn check_trainable(&self) -> Result<()> {
-        if self.frozen {
+    /// Weight and bias, detached.
+    #[must_use]
+    pub fn stage_norm(&self) -> StageNorm {
+        StageNorm { weight: self.weight.detach(), bias: self.bias.detach() }
+    }
+
+    fn check_mode(&self, mode: Mode) -> Result<()> {
+        if self.frozen && mode == Mode::Train {
             return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
         }
         Ok(())
     }
 
-    fn track(&self, stats: &BatchStats) -> Result<()> {
+    fn track(&self, stats: &BatchStats, mode: Mode) -> Result<()> {
+        if mode != Mode::Train {
+            return Ok(());
+        }
         self.update(&self.running_mean, stats.mean.clone())?;
         self.update(&self.running_var, stats.unbiased_var())
     }
@@ -202,16 +211,16 @@ impl BatchNorm {
 ///
 /// In a frozen network the normalisation is folded into weight and bias once, and residual addition
 /// and ReLU happen in the convolution's own pass; the outputs agree with the unfolded form up to rounding.
+/// The unfolded form stays beside it, for batch statistics.
 ///
 /// A bias of the convolution is cancelled by the batch statistics, so that its gradient in training is rounding noise
 /// around zero; VGG has one all the same: it counts as a parameter and moves the running mean.
 #[derive(Clone)]
-pub struct ConvBatchNorm(Form);
-
-#[derive(Clone)]
-enum Form {
-    Trainable { conv: Conv2d, norm: BatchNorm },
-    Folded(Conv2d),
+pub struct ConvBatchNorm {
+    conv: Conv2d,
+    norm: BatchNorm,
+    /// Both in one, in a frozen network.
+    folded: Option<Conv2d>,
 }
 
 impl ConvBatchNorm {
@@ -251,7 +260,7 @@ impl ConvBatchNorm {
     fn of(scope: &Scope, conv: Conv2d, norm: &Scope, channels: usize) -> Result<Self> {
         let norm = BatchNorm::new(norm, channels)?;
         if !scope.is_frozen() {
-            return Ok(Self(Form::Trainable { conv, norm }));
+            return Ok(Self { conv, norm, folded: None });
         }
         let wide = |t: &Tensor| t.to_dtype(DType::F64);
         let (scale, shift) = norm.affine()?;
@@ -262,7 +271,8 @@ impl ConvBatchNorm {
         };
         let dtype = conv.weight.dtype();
         let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, Some(bias.to_dtype(dtype)?));
-        Ok(Self(Form::Folded(Conv2d { weight, bias, spec: conv.spec })))
+        let folded = Some(Conv2d { weight, bias, spec: conv.spec });
+        Ok(Self { conv, norm, folded })
     }
 
     /// `act(bn(conv(x)))`.
@@ -271,9 +281,9 @@ impl ConvBatchNorm {
     ///
     /// Shapes that do not fit, or training mode in a frozen network.
     pub fn forward(&self, x: &FeatureMap, mode: Mode, activation: Activation) -> Result<FeatureMap> {
-        match &self.0 {
-            Form::Trainable { conv, norm } => norm.forward(&conv.forward(x)?, mode, activation),
-            Form::Folded(conv) => conv.frozen(x, None, mode, activation),
+        match &self.folded {
+            Some(folded) if mode == Mode::Eval => folded.forward_with(x, None, activation),
+            _ => self.norm.forward(&self.conv.forward(x)?, mode, activation),
         }
     }
 
@@ -289,27 +299,18 @@ impl ConvBatchNorm {
         mode: Mode,
         activation: Activation,
     ) -> Result<FeatureMap> {
-        match &self.0 {
-            Form::Trainable { conv, norm } => {
-                let y = norm.forward(&conv.forward(x)?, mode, Activation::None)?;
+        match &self.folded {
+            Some(folded) if mode == Mode::Eval => folded.forward_with(x, Some(residual), activation),
+            _ => {
+                let y = self.norm.forward(&self.conv.forward(x)?, mode, Activation::None)?;
                 Ok(y.add(residual, activation)?)
             }
-            Form::Folded(conv) => conv.frozen(x, Some(residual), mode, activation),
         }
     }
-}
 
-impl Conv2d {
-    fn frozen(
-        &self,
-        x: &FeatureMap,
-        residual: Option<&FeatureMap>,
-        mode: Mode,
-        activation: Activation,
-    ) -> Result<FeatureMap> {
-        if mode == Mode::Train {
-            return Err(Error::invalid("batch norm", "a frozen network has no training mode"));
-        }
-        self.forward_with(x, residual, activation)
+    /// Weight and bias of the batch norm, detached.
+    #[must_use]
+    pub fn stage_norm(&self) -> StageNorm {
+        self.norm.stage_norm()
     }
 }

@@ -10,6 +10,8 @@ pub enum Mode {
     Train,
     /// Normalise with running statistics.
     Eval,
+    /// Normalise with batch statistics and leave the running ones alone, also in a frozen network.
+    BatchStatistics,
 }
 
 /// What a caller wants to see besides logits and embedding; plain inference asks for nothing.
@@ -110,10 +112,31 @@ impl Outputs {
     }
 }
 
+/// Weight and bias of the batch norm whose result is a stage's pre-activation: per channel, the mean is the bias and the
+/// standard deviation the weight's absolute value.
+#[derive(Clone, Debug)]
+pub struct StageNorm {
+    /// `[C]`.
+    pub weight: Tensor,
+    /// `[C]`.
+    pub bias: Tensor,
+}
+
 /// A network: images in, [`Outputs`] out.
 pub trait Network: Send + Sync {
     /// What the network is.
     fn spec(&self) -> &NetworkSpec;
+
+    /// The batch norms before the last activations of f1 .. fL, detached; `None` where the architecture has none to show.
+    ///
+    /// Behind a residual addition it is the last norm of the residual branch; the shortcut is ignored.
+    ///
+    /// # Errors
+    ///
+    /// Fails if candle does.
+    fn stage_norms(&self) -> Result<Option<Vec<StageNorm>>> {
+        Ok(None)
+    }
 
     /// One forward pass over `images` `[B, C, H, W]`.
     ///

@@ -2,11 +2,11 @@
 
 use crate::engine::{Evaluated, Objective, Step, StepOutput};
 use crate::{Error, Result};
-use candle_core::{DType, Device};
-use retort_losses::{BuildContext, Context, Distiller, LossConfig, Needs};
+use candle_core::{DType, Device, Tensor};
+use retort_losses::{BuildContext, Context, Distiller, InitPhase, LossConfig, Needs};
 use retort_models::ModelConfig;
-use retort_nn::{Mode, Network, ParamGroup, Params, Seed, Tensors};
-use std::sync::Arc;
+use retort_nn::{Mode, Network, Outputs, ParamGroup, Params, Seed, Tensors};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an [`Offline`] objective is made of.
 pub struct OfflineConfig<'a> {
@@ -27,19 +27,54 @@ pub struct OfflineConfig<'a> {
 }
 
 /// `L = sum_i w_i L_i(student, teacher, labels)`; plain supervised training is the case without a teacher.
+///
+/// A method with a phase before the training (`ab`, `ft`, `fsp`) has an objective of its own for it,
+/// [`Offline::init_phases`]; all objectives that come from one [`Offline::new`] share student, parts and state.
 pub struct Offline {
-    student: Box<dyn Network>,
-    student_params: Params,
+    student: Arc<dyn Network>,
     teacher: Option<Arc<dyn Network>>,
+    shared: Arc<Mutex<Shared>>,
+    part: Part,
+}
+
+/// What an objective trains.
+enum Part {
+    /// The student by all terms.
+    All,
+    /// The phase before the training of one term, and the student's parameters that it trains; `None`: it does not look
+    /// at the student.
+    Init { term: usize, reached: Option<Vec<String>> },
+}
+
+/// What all phases of a run have in common.
+struct Shared {
+    student_params: Params,
     terms: Vec<NamedDistiller>,
     method_params: Params,
-    needs: Needs,
+    /// Parts that only the phases before the training change.
+    init_params: Params,
+}
+
+impl Shared {
+    /// What the networks have to show to an objective: a term that only says 0 after its phase needs nothing then.
+    fn needs(&self, part: &Part) -> Needs {
+        match part {
+            Part::Init { term, .. } => self.terms[*term].needs,
+            Part::All => {
+                let idle = |term: &&NamedDistiller| term.init.is_some_and(|phase| phase.student);
+                let seen = self.terms.iter().filter(|term| !idle(term));
+                seen.fold(Needs::default(), |needs, term| needs.or(term.needs))
+            }
+        }
+    }
 }
 
 struct NamedDistiller {
     /// The method id, with a number where it occurs twice.
     name: String,
     distiller: Box<dyn Distiller>,
+    init: Option<InitPhase>,
+    needs: Needs,
 }
 
 impl Offline {
@@ -56,10 +91,13 @@ impl Offline {
             });
         }
         let params = |name: &str| Params::new(config.seed.child(name), DType::F32, &config.device);
-        let (student_params, method_params) = (params("student"), params("method"));
+        let (student_params, method_params, init_params) = (params("student"), params("method"), params("init"));
         let student = retort_models::build(config.student, &config.model, &student_params.root())?;
+        let teacher_norms = match &config.teacher {
+            Some(teacher) => teacher.stage_norms()?,
+            None => None,
+        };
         let mut terms: Vec<NamedDistiller> = Vec::new();
-        let mut needs = Needs::default();
         for loss in config.losses {
             let name = unique(loss.id(), &terms);
             let context = BuildContext {
@@ -68,11 +106,73 @@ impl Offline {
                 train_labels: config.train_labels,
                 seed: config.seed.child("sampler").child(&name),
                 scope: method_params.root().child(&name),
+                init_scope: init_params.root().child(&name),
+                teacher_norms: teacher_norms.as_deref(),
             };
-            terms.push(NamedDistiller { distiller: loss.build(&context)?, name });
-            needs = needs.or(loss.needs());
+            let (distiller, init) = (loss.build(&context)?, loss.init_phase(student.spec()));
+            terms.push(NamedDistiller { name, distiller, init, needs: loss.needs() });
         }
-        Ok(Self { student, student_params, teacher: config.teacher.clone(), terms, method_params, needs })
+        let shared = Shared { student_params, terms, method_params, init_params };
+        let (student, teacher) = (Arc::from(student), config.teacher.clone());
+        Ok(Self { student, teacher, shared: Arc::new(Mutex::new(shared)), part: Part::All })
+    }
+
+    /// The phases that come before this objective, in order: name, settings, objective.
+    ///
+    /// # Errors
+    ///
+    /// Whatever networks and losses refuse.
+    pub fn init_phases(&self) -> Result<Vec<(String, InitPhase, Self)>> {
+        let phases: Vec<_> = {
+            let shared = self.lock();
+            let named = shared.terms.iter().enumerate();
+            named.filter_map(|(term, t)| Some((term, format!("init-{}", t.name), t.init?))).collect()
+        };
+        let objective = |term: usize, phase: InitPhase| -> Result<Self> {
+            let reached = if phase.student { Some(self.reached(term)?) } else { None };
+            let (student, teacher) = (Arc::clone(&self.student), self.teacher.clone());
+            Ok(Self { student, teacher, shared: Arc::clone(&self.shared), part: Part::Init { term, reached } })
+        };
+        phases.into_iter().map(|(term, name, phase)| Ok((name, phase, objective(term, phase)?))).collect()
+    }
+
+    /// The student's parameters that the term of a phase before the training depends on, found by a pass over two blank
+    /// images: which layers lie behind the last map that it looks at differs from network to network.
+    fn reached(&self, term: usize) -> Result<Vec<String>> {
+        let spec = self.student.spec();
+        let mut shared = self.lock();
+        let device = shared.student_params.root().device().clone();
+        let [height, width] = spec.image;
+        let images = Tensor::zeros((2, spec.in_channels, height, width), DType::F32, &device)?;
+        let before = shared.init_params.snapshot()?;
+        let needs = shared.terms[term].needs;
+        let teacher = self.teacher_outputs(&needs, &images)?;
+        let student = self.student.forward(&images, Mode::Eval, needs.taps)?;
+        let context = Context {
+            student: &student,
+            teacher: teacher.as_ref(),
+            labels: &Tensor::zeros(2, DType::U32, &device)?,
+            label_ids: &[0; 2],
+            index: &[0; 2],
+            epoch: 0,
+        };
+        let grads = shared.terms[term].distiller.init_term(&context)?.weighted()?.backward()?;
+        // The pass has moved the running statistics of the parts.
+        shared.init_params.load(&before)?;
+        let reached = shared.student_params.trainable().into_iter().filter(|(_, var)| grads.get(var).is_some());
+        Ok(reached.map(|(name, _)| name).collect())
+    }
+
+    fn teacher_outputs(&self, needs: &Needs, images: &Tensor) -> Result<Option<Outputs>> {
+        let mode = if needs.batch_statistics { Mode::BatchStatistics } else { Mode::Eval };
+        match &self.teacher {
+            Some(teacher) if needs.teacher => Ok(Some(teacher.forward(images, mode, needs.taps)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,60 +186,100 @@ fn unique(id: &str, taken: &[NamedDistiller]) -> String {
 
 impl Objective for Offline {
     fn groups(&self) -> Vec<ParamGroup> {
-        let named = |prefix: &str, params: &Params| {
-            params.trainable().into_iter().map(|(name, var)| (format!("{prefix}.{name}"), var)).collect::<Vec<_>>()
+        let shared = self.lock();
+        let named = |prefix: &str, params: &Params, wanted: &dyn Fn(&str) -> bool| {
+            let params = params.trainable().into_iter().filter(|(name, _)| wanted(name));
+            params.map(|(name, var)| (format!("{prefix}.{name}"), var)).collect::<Vec<_>>()
         };
-        let mut all = named("student", &self.student_params);
-        all.extend(named("method", &self.method_params));
+        let all = match &self.part {
+            Part::All => {
+                let mut all = named("student", &shared.student_params, &|_| true);
+                all.extend(named("method", &shared.method_params, &|_| true));
+                all
+            }
+            Part::Init { term, reached } => {
+                let of_term = format!("{}.", shared.terms[*term].name);
+                let reached = reached.as_deref().unwrap_or_default();
+                let mut all = named("student", &shared.student_params, &|name| reached.iter().any(|r| r == name));
+                all.extend(named("init", &shared.init_params, &|name| name.starts_with(&of_term)));
+                all
+            }
+        };
         vec![ParamGroup::new(all)]
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput> {
         let batch = step.batch;
-        let teacher = match &self.teacher {
-            Some(teacher) if self.needs.teacher => Some(teacher.forward(&batch.images, Mode::Eval, self.needs.taps)?),
-            _ => None,
+        let mut shared = self.lock();
+        let needs = shared.needs(&self.part);
+        let teacher = self.teacher_outputs(&needs, &batch.images)?;
+        let student = match &self.part {
+            Part::Init { reached: None, .. } => None,
+            _ => Some(self.student.forward(&batch.images, Mode::Train, needs.taps)?),
         };
-        let student = self.student.forward(&batch.images, Mode::Train, self.needs.taps)?;
+        let seen = student.as_ref().or(teacher.as_ref()).ok_or_else(|| Error::Config {
+            what: "losses".into(),
+            message: "a phase before the training needs a teacher, but there is none".into(),
+        })?;
         let context = Context {
-            student: &student,
+            student: seen,
             teacher: teacher.as_ref(),
             labels: &batch.labels,
             label_ids: &batch.label_ids,
             index: &batch.index,
             epoch: step.epoch,
         };
-        let terms = self.terms.iter_mut().map(|t| Ok(t.distiller.term(&context)?)).collect::<Result<_>>()?;
-        Ok(StepOutput { terms, logits: Some(student.logits) })
+        match &self.part {
+            Part::All => {
+                let terms = shared.terms.iter_mut().map(|t| Ok(t.distiller.term(&context)?)).collect::<Result<_>>()?;
+                Ok(StepOutput { terms, logits: student.map(|s| s.logits) })
+            }
+            Part::Init { term, .. } => {
+                let terms = vec![shared.terms[*term].distiller.init_term(&context)?];
+                Ok(StepOutput { terms, logits: None })
+            }
+        }
     }
 
     fn after_step(&mut self) -> Result<()> {
-        for term in &mut self.terms {
-            term.distiller.after_step()?;
+        if matches!(self.part, Part::All) {
+            for term in &mut self.lock().terms {
+                term.distiller.after_step()?;
+            }
         }
         Ok(())
     }
 
     fn evaluated(&self) -> Vec<Evaluated<'_>> {
-        vec![Evaluated { name: "student", network: self.student.as_ref(), teacher: self.teacher.as_deref() }]
+        match self.part {
+            Part::All => {
+                vec![Evaluated { name: "student", network: self.student.as_ref(), teacher: self.teacher.as_deref() }]
+            }
+            // The classifier has not been trained yet.
+            Part::Init { .. } => Vec::new(),
+        }
     }
 
     fn state(&self) -> Result<Tensors> {
+        let shared = self.lock();
         let mut state = Tensors::new();
         let mut add =
             |prefix: String, part: Tensors| state.extend(part.into_iter().map(|(k, v)| (format!("{prefix}.{k}"), v)));
-        add("student".into(), self.student_params.snapshot()?);
-        add("method".into(), self.method_params.snapshot()?);
-        for term in &self.terms {
+        add("student".into(), shared.student_params.snapshot()?);
+        add("method".into(), shared.method_params.snapshot()?);
+        add("init".into(), shared.init_params.snapshot()?);
+        for term in &shared.terms {
             add(format!("loss.{}", term.name), term.distiller.state()?);
         }
         Ok(state)
     }
 
     fn load_state(&mut self, state: &Tensors) -> Result<()> {
-        self.student_params.load(&part(state, "student."))?;
-        self.method_params.load(&part(state, "method."))?;
-        for term in &mut self.terms {
+        let mut shared = self.lock();
+        shared.student_params.load(&part(state, "student."))?;
+        shared.method_params.load(&part(state, "method."))?;
+        shared.init_params.load(&part(state, "init."))?;
+        for term in &mut shared.terms {
             term.distiller.load_state(&part(state, &format!("loss.{}.", term.name)))?;
         }
         Ok(())

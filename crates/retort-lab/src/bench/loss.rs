@@ -11,7 +11,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use clap::Args;
 use retort_losses::{BuildContext, Context, Distiller, LossConfig};
-use retort_nn::{NetworkSpec, Outputs, Params, Taps};
+use retort_nn::{NetworkSpec, Outputs, Params, StageNorm, Taps};
 use std::time::Duration;
 
 /// The pair whose outputs' shapes are used: equal channels, so that every method is defined for it.
@@ -94,6 +94,8 @@ impl LossArgs {
 /// A loss with the outputs of two networks that are not there.
 struct Case {
     loss: Box<dyn Distiller>,
+    /// Whether the student learns from the loss in the phase before the training only (`ab`, `fsp`): then that is measured.
+    init: bool,
     /// Trainable parts of the loss.
     parts: Params,
     student: Outputs,
@@ -109,17 +111,22 @@ impl Case {
         positive("--rows", rows)?;
         check_entries("the memory bank", &[rows, choice.dim.unwrap_or(1)])?;
         check_entries("the negatives", &[run.options.batch, choice.negatives.unwrap_or(0) + 1])?;
-        let (student_spec, teacher_spec) = (spec(STUDENT, run)?, spec(TEACHER, run)?);
+        let ((student_spec, _), (teacher_spec, teacher_norms)) = (spec(STUDENT, run)?, spec(TEACHER, run)?);
         let samples = Samples::new(run, rows)?;
-        let parts = Params::new(seed().child("method"), DType::F32, &Device::Cpu);
+        let params = |name: &str| Params::new(seed().child(name), DType::F32, &Device::Cpu);
+        let (parts, init_parts) = (params("method"), params("init"));
         let context = BuildContext {
             student: &student_spec,
             teacher: Some(&teacher_spec),
             train_labels: &samples.train_labels,
             seed: seed().child("sampler"),
             scope: parts.root(),
+            init_scope: init_parts.root(),
+            teacher_norms: teacher_norms.as_deref(),
         };
         let loss = choice.config.build(&context).map_err(loss_error)?;
+        let init = choice.config.init_phase(&student_spec).is_some_and(|phase| phase.student);
+        let parts = if init { init_parts } else { parts };
         let mut vars = Vec::new();
         let taps = choice.config.needs().taps;
         let student = outputs(&student_spec, run.options.batch, taps, |tensor| {
@@ -128,7 +135,7 @@ impl Case {
             Ok(var.into_inner())
         })?;
         let teacher = outputs(&teacher_spec, run.options.batch, taps, Ok)?;
-        Ok(Self { loss, parts, student, vars, teacher, samples })
+        Ok(Self { loss, init, parts, student, vars, teacher, samples })
     }
 
     /// Value, gradient, and what the loss updates after the optimiser's step.
@@ -143,7 +150,8 @@ impl Case {
             // Samplers draw by epoch and row: with a constant epoch the same negatives would wait in the cache.
             epoch: number,
         };
-        let term = self.loss.term(&context).map_err(loss_error)?;
+        let term = if self.init { self.loss.init_term(&context) } else { self.loss.term(&context) };
+        let term = term.map_err(loss_error)?;
         let grads = term.value.backward().map_err(candle_error)?;
         self.loss.after_step().map_err(loss_error)?;
         let lap = watch.lap();
@@ -166,9 +174,10 @@ impl Case {
 }
 
 /// What a network declares about itself; the network is built and given back, a few MB.
-fn spec(name: &str, run: &Run<'_>) -> Result<NetworkSpec> {
+fn spec(name: &str, run: &Run<'_>) -> Result<(NetworkSpec, Option<Vec<StageNorm>>)> {
     let params = Params::new(seed().child(name), DType::F32, &Device::Cpu);
-    Ok(build(name, &run.options.model(IMAGE), &params)?.spec().clone())
+    let network = build(name, &run.options.model(IMAGE), &params)?;
+    Ok((network.spec().clone(), network.stage_norms()?))
 }
 
 /// Random outputs of these shapes, with the maps only where the loss reads them; `wrap` is shown each tensor.

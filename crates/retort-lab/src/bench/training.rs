@@ -51,12 +51,16 @@ pub(super) struct Laps {
 impl Training {
     pub(super) fn new(setup: &Setup<'_>, run: &Run<'_>, rows: usize) -> Result<Self> {
         let params = |name: &str| Params::new(seed().child(name), DType::F32, &Device::Cpu);
-        let (student_params, method_params) = (params("student"), params("method"));
+        let (student_params, method_params, init_params) = (params("student"), params("method"), params("init"));
         let student = build(setup.student, &setup.model, &student_params)?;
         let [height, width] = setup.model.image;
         let images = normal("images", &[run.options.batch, setup.model.in_channels, height, width])?;
         let samples = Samples::new(run, rows)?;
         let teacher = setup.teacher.map(|name| settled_teacher(name, &setup.model, &params("teacher"))).transpose()?;
+        let teacher_norms = match &teacher {
+            Some(teacher) => teacher.stage_norms()?,
+            None => None,
+        };
         let mut terms = Vec::new();
         let mut needs = Needs::default();
         for loss in &setup.losses {
@@ -66,6 +70,8 @@ impl Training {
                 train_labels: &samples.train_labels,
                 seed: seed().child("sampler"),
                 scope: method_params.root().child(loss.id()),
+                init_scope: init_params.root().child(loss.id()),
+                teacher_norms: teacher_norms.as_deref(),
             };
             terms.push(loss.build(&context).map_err(loss_error)?);
             needs = needs.or(loss.needs());
@@ -81,7 +87,10 @@ impl Training {
         let mut watch = Stopwatch::start();
         let taps = self.needs.taps;
         let teacher = match &self.teacher {
-            Some(teacher) if self.needs.teacher => Some(teacher.forward(&self.images, Mode::Eval, taps)?),
+            Some(teacher) if self.needs.teacher => {
+                let mode = if self.needs.batch_statistics { Mode::BatchStatistics } else { Mode::Eval };
+                Some(teacher.forward(&self.images, mode, taps)?)
+            }
             _ => None,
         };
         let teacher_lap = watch.lap();
@@ -141,7 +150,7 @@ impl Training {
 
     /// A parameter that no term reaches would make the step cheaper than training is.
     fn check_gradients(&self, grads: &GradStore) -> Result<()> {
-        match self.optimizer.without_gradient(grads).first() {
+        match self.optimizer.without_gradient(&[grads]).first() {
             Some(name) => Err(Error::Failed(format!("parameter `{name}` gets no gradient"))),
             None => Ok(()),
         }

@@ -104,7 +104,7 @@ fn every_method_runs() {
     let methods: Vec<&str> = retort_losses::registry().iter().map(|info| info.id).collect();
     assert!(!methods.is_empty());
     for id in methods {
-        let args = ["kd-step", "--teacher", "resnet14", "--student", "resnet8", "--image", "1x8x8", "--method", id];
+        let args = ["kd-step", "--teacher", "resnet14", "--student", "resnet8", "--image", "1x16x16", "--method", id];
         let text = here(&[&args[..], &sizes].concat()).unwrap_or_else(|e| panic!("{id}: {e}"));
         let (_, value) = report(&text);
         assert_eq!(value["method"], id);

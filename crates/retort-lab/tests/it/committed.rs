@@ -17,7 +17,13 @@ fn every_committed_manifest_is_valid() {
     let names = retort_lab::manifest::tables(&folder).unwrap();
     assert!(!names.is_empty());
     for name in names {
-        Loaded::table(&folder, &name).unwrap();
+        let loaded = Loaded::table(&folder, &name).unwrap();
+        // The networks of this one are not all there yet.
+        let profiles =
+            loaded.manifest.profiles.keys().filter(|profile| (name.as_str(), profile.as_str()) != ("table2", "paper"));
+        for profile in profiles {
+            loaded.profile(Some(profile)).unwrap();
+        }
     }
 }
 

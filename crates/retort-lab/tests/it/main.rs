@@ -3,6 +3,7 @@
 mod bad_requests;
 mod bench;
 mod committed;
+mod docs;
 mod runs;
 
 use std::fs;
@@ -117,7 +118,7 @@ impl Lab {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
         command.current_dir(self.folder.path()).args(args).env("CANDLE_NUM_THREADS", "1");
-        for name in ["RETORT_EXPERIMENTS", "RETORT_RUNS", "RETORT_DATA"] {
+        for name in ["RETORT_EXPERIMENTS", "RETORT_RUNS", "RETORT_DATA", "RETORT_METHOD_PAGES"] {
             command.env_remove(name);
         }
         command

@@ -1,10 +1,11 @@
 //! Contrastive representation distillation as a method: heads, sampler and memory.
 
-use super::{CrdMemory, CrdStep, MemoryConfig, NegativeSampler, PositiveMode};
+use super::negatives::check_percent;
+use super::{AliasTable, CrdMemory, CrdStep, MemoryConfig, NegativeSampler, NegativesBy, PositiveMode};
 use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Error, Result, ops};
-use retort_nn::{Linear, Tensors};
+use retort_nn::{Linear, Seed, Tensors};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "crd";
@@ -25,8 +26,12 @@ pub struct CrdConfig {
     pub temperature: f64,
     /// Share of the old row that stays in an update of the banks, in `0 ..= 1`.
     pub momentum: f64,
-    /// Which row is a sample's positive.
+    /// Which row is a sample's positive; a random one of the class needs negatives of other classes.
     pub mode: PositiveMode,
+    /// Which rows the negatives are drawn from; only `class` reads labels.
+    pub negatives_by: NegativesBy,
+    /// Share of the other classes' samples that a class keeps as its negatives, fixed at the start, `0 < percent <= 1`.
+    pub percent: f64,
     /// Weight of the term.
     pub weight: f64,
 }
@@ -40,7 +45,35 @@ impl Default for CrdConfig {
             temperature: memory.temperature,
             momentum: memory.momentum,
             mode: PositiveMode::Exact,
+            negatives_by: NegativesBy::Class,
+            percent: 1.0,
             weight: 0.8,
+        }
+    }
+}
+
+impl CrdConfig {
+    /// What is said about classes must fit the negatives.
+    fn check_classes(&self) -> Result<()> {
+        let wrong = |field: &'static str, expected: &str, found: String| {
+            let expected = format!("{expected} unless `negatives_by` is `class`");
+            Err(Error::Config { method: METHOD, field, expected, found })
+        };
+        match (self.negatives_by, self.mode) {
+            (NegativesBy::Class, _) => Ok(()),
+            (_, PositiveMode::Relax) => wrong("mode", "`exact`", "`relax`".into()),
+            _ if self.percent != 1.0 => wrong("percent", "1", self.percent.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    fn sampler(&self, labels: &[u32], seed: Seed) -> Result<NegativeSampler> {
+        match self.negatives_by {
+            NegativesBy::Class => {
+                NegativeSampler::new(labels, self.negatives, self.mode, seed)?.with_percent(self.percent)
+            }
+            NegativesBy::Instance => NegativeSampler::by_instance(labels.len(), self.negatives, seed),
+            NegativesBy::Any => NegativeSampler::from_table(AliasTable::uniform(labels.len())?, self.negatives, seed),
         }
     }
 }
@@ -55,7 +88,9 @@ impl Method for CrdConfig {
         arxiv: Some("1910.10699"),
         inputs: Inputs { embedding: Side::Both, labels: true, index: true, ..Inputs::NONE },
         trainable: &["linear head of the student", "linear head of the teacher"],
+        phase: None,
         state: &["memory bank of the student", "memory bank of the teacher", "two normalisers"],
+        buffers: &[],
         ce_weight: Some(1.0),
         weight: 0.8,
         code_bases: config::BOTH,
@@ -67,14 +102,16 @@ impl Method for CrdConfig {
         check::count(METHOD, "negatives", self.negatives)?;
         check::width(METHOD, "dim", self.dim)?;
         check::positive(METHOD, "temperature", self.temperature)?;
-        check::unit(METHOD, "momentum", self.momentum)
+        check::unit(METHOD, "momentum", self.momentum)?;
+        check_percent(self.percent)?;
+        self.check_classes()
     }
     fn needs(&self) -> Needs {
-        Needs { labels: true, index: true, ..Needs::TEACHER }
+        Needs { labels: self.negatives_by == NegativesBy::Class, index: true, ..Needs::TEACHER }
     }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         let teacher = ctx.teacher(METHOD)?;
-        let sampler = NegativeSampler::new(ctx.train_labels, self.negatives, self.mode, ctx.seed.child("negatives"))?;
+        let sampler = self.sampler(ctx.train_labels, ctx.seed.child("negatives"))?;
         let memory = MemoryConfig { temperature: self.temperature, momentum: self.momentum, ..Default::default() };
         let (seed, scope) = (ctx.seed.child("banks"), &ctx.scope);
         let memory = CrdMemory::init(sampler.rows(), self.dim, memory, seed, scope.dtype(), scope.device())?;

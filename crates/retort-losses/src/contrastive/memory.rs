@@ -312,7 +312,7 @@ impl CrdMemory {
         Ok(())
     }
 
-    /// Copies of banks and normalisers: `student_bank`, `teacher_bank`, and `log_z` once it is set.
+    /// Copies of banks and normalisers: `student_bank`, `teacher_bank`, and `log_z`, NaN until it is set.
     ///
     /// # Errors
     ///
@@ -321,9 +321,7 @@ impl CrdMemory {
         let mut state = Tensors::new();
         state.insert("student_bank".into(), self.student_bank()?);
         state.insert("teacher_bank".into(), self.teacher_bank()?);
-        if let Some(z) = self.log_z {
-            state.insert("log_z".into(), Tensor::new(&z, &Device::Cpu)?);
-        }
+        state.insert("log_z".into(), Tensor::new(&self.log_z.unwrap_or([f64::NAN; 2]), &Device::Cpu)?);
         Ok(state)
     }
 
@@ -331,16 +329,18 @@ impl CrdMemory {
     ///
     /// # Errors
     ///
-    /// A bank that is missing or of another shape, a `log_z` that is not two numbers, or an unknown name.
+    /// A bank or `log_z` that is missing or of another shape, a value that is not finite, or an unknown name.
     pub fn load_state(&mut self, state: &Tensors) -> Result<()> {
         let invalid = |name: &str, message: String| Error::State { method: METHOD, name: name.into(), message };
         if let Some(name) = state.keys().find(|k| !["student_bank", "teacher_bank", "log_z"].contains(&k.as_str())) {
             return Err(invalid(name, "expected `student_bank`, `teacher_bank` and `log_z` only".into()));
         }
+        let entry = |name: &str| {
+            let message = "missing; without banks and normalisers a resumed run would optimise another loss";
+            state.get(name).ok_or_else(|| invalid(name, message.into()))
+        };
         let bank = |name: &str, own: &Tensor| -> Result<Tensor> {
-            let found = state.get(name).ok_or_else(|| {
-                invalid(name, "missing; without its banks a resumed run would optimise another loss".into())
-            })?;
+            let found = entry(name)?;
             if found.dims() != own.dims() {
                 return Err(invalid(name, format!("expected shape {:?}, found {:?}", own.dims(), found.dims())));
             }
@@ -351,18 +351,12 @@ impl CrdMemory {
         };
         let student_bank = bank("student_bank", &self.student_bank)?;
         let teacher_bank = bank("teacher_bank", &self.teacher_bank)?;
-        let log_z = match state.get("log_z") {
-            None => None,
-            Some(z) => {
-                let values: Vec<f64> = z.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-                let [s, t] = values[..] else {
-                    return Err(invalid("log_z", format!("expected shape [2], found {:?}", z.dims())));
-                };
-                if !(s.is_finite() && t.is_finite()) {
-                    return Err(invalid("log_z", format!("expected two finite numbers, found {s} and {t}")));
-                }
-                Some([s, t])
-            }
+        let z = entry("log_z")?;
+        let log_z = match z.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?[..] {
+            [s, t] if f64::is_nan(s) && f64::is_nan(t) => None,
+            [s, t] if f64::is_finite(s) && f64::is_finite(t) => Some([s, t]),
+            [s, t] => return Err(invalid("log_z", format!("expected two finite numbers, found {s} and {t}"))),
+            _ => return Err(invalid("log_z", format!("expected shape [2], found {:?}", z.dims()))),
         };
         (self.student_bank, self.teacher_bank, self.log_z) = (student_bank, teacher_bank, log_z);
         Ok(())

@@ -50,14 +50,10 @@ pub fn hint(regressed: &Tensor, teacher: &Tensor) -> Result<Tensor> {
 /// buffers `bn.running_mean`, `bn.running_var`.
 /// The bias is cancelled by the batch norm: its gradient is 0 up to rounding.
 pub struct ConvRegressor {
-    conv: Regression,
+    method: &'static str,
+    conv: Convolution,
     norm: BatchNorm,
     activation: Activation,
-}
-
-enum Regression {
-    Plain(Conv2d),
-    Transposed { weight: Tensor, bias: Tensor },
 }
 
 impl ConvRegressor {
@@ -67,36 +63,34 @@ impl ConvRegressor {
     ///
     /// A student map that none of the three rules brings to the teacher's size, or a name that is taken.
     pub fn new(student: MapShape, teacher: MapShape, relu: bool, scope: &Scope) -> Result<Self> {
+        Self::of(METHOD, student, teacher, relu, scope)
+    }
+
+    /// The same for another method, which errors then name.
+    pub(super) fn of(
+        method: &'static str,
+        student: MapShape,
+        teacher: MapShape,
+        relu: bool,
+        scope: &Scope,
+    ) -> Result<Self> {
         let (h_s, w_s, h_t, w_t) = (student.height, student.width, teacher.height, teacher.width);
-        let unsupported = || Error::Undefined {
-            method: METHOD,
-            message: format!(
-                "no regressor brings {} to {}: expected a student map that is twice, half, or at least as large",
-                ops::describe(&student),
-                ops::describe(&teacher)
-            ),
-        };
-        let plain = |kernel: [usize; 2], spec| -> Result<Regression> {
-            let shape = [teacher.channels, student.channels, kernel[0], kernel[1]];
-            let bias = Init::pytorch_bias(&shape);
-            Ok(Regression::Plain(Conv2d::with_bias(&scope.child("conv"), shape, spec, Init::PyTorch, bias)?))
-        };
-        let conv = if h_s == 2 * h_t && w_s.div_ceil(2) == w_t {
-            plain([3, 3], Conv2dSpec::new(2, 1))?
-        } else if 2 * h_s == h_t && 2 * w_s == w_t {
-            let shape = [student.channels, teacher.channels, 4, 4];
-            let conv = scope.child("conv");
-            let weight = conv.weight("weight", &shape, Init::PyTorch)?;
-            let bias = conv.weight("bias", &shape[1..2], Init::pytorch_bias(&shape))?;
-            Regression::Transposed { weight, bias }
-        } else if h_s >= h_t && w_s >= w_t && h_s != 2 * h_t {
-            plain([1 + h_s - h_t, 1 + w_s - w_t], Conv2dSpec::new(1, 0))?
+        let (to, from, conv) = (teacher.channels, student.channels, scope.child("conv"));
+        let conv = if Some(h_s) == h_t.checked_mul(2) && w_s.div_ceil(2) == w_t {
+            Convolution::plain(&conv, [to, from, 3, 3], Conv2dSpec::new(2, 1))?
+        } else if h_s.checked_mul(2) == Some(h_t) && w_s.checked_mul(2) == Some(w_t) {
+            Convolution::transposed(&conv, [from, to, 4, 4], ConvTranspose2dSpec::new(2, 1))?
+        } else if h_s >= h_t && w_s >= w_t && Some(h_s) != h_t.checked_mul(2) {
+            Convolution::plain(&conv, [to, from, h_s - h_t + 1, w_s - w_t + 1], Conv2dSpec::new(1, 0))?
         } else {
-            return Err(unsupported());
+            let (student, teacher) = (ops::describe(&student), ops::describe(&teacher));
+            let expected = "expected a student map that is twice, half, or at least as large";
+            let message = format!("no regressor brings {student} to {teacher}: {expected}");
+            return Err(Error::Undefined { method, message });
         };
-        let norm = BatchNorm::new(&scope.child("bn"), teacher.channels)?;
+        let norm = BatchNorm::new(&scope.child("bn"), to)?;
         let activation = if relu { Activation::Relu } else { Activation::None };
-        Ok(Self { conv, norm, activation })
+        Ok(Self { method, conv, norm, activation })
     }
 
     /// `[B, C_s, H_s, W_s]` to `[B, C_t, H_t, W_t]`; updates the running statistics.
@@ -105,16 +99,54 @@ impl ConvRegressor {
     ///
     /// A map of another shape, or a single value per channel (`B = H_t = W_t = 1`), whose variance is undefined.
     pub fn forward(&self, student: &Tensor) -> Result<Tensor> {
-        let student = FeatureMap::from_tensor(student)?;
-        let x = match &self.conv {
-            Regression::Plain(conv) => conv.forward(&student)?,
-            Regression::Transposed { weight, bias } => {
-                let spec = ConvTranspose2dSpec { stride: [2, 2], padding: [1, 1], ..Default::default() };
-                student.conv_transpose2d(weight, Some(bias), Activation::None, &spec)?
-            }
-        };
+        let x = self.conv.forward(&FeatureMap::from_tensor(student)?)?;
+        has_variance(self.method, &x)?;
         Ok(self.norm.forward(&x, Mode::Train, self.activation)?.to_tensor()?)
     }
+}
+
+/// A convolution with bias, plain or transposed, with PyTorch's initial values.
+pub(super) enum Convolution {
+    Plain(Conv2d),
+    Transposed { weight: Tensor, bias: Tensor, spec: ConvTranspose2dSpec },
+}
+
+impl Convolution {
+    /// `shape`: `[C_out, C_in, k_h, k_w]`.
+    pub(super) fn plain(scope: &Scope, shape: [usize; 4], spec: Conv2dSpec) -> Result<Self> {
+        let bias = Init::pytorch_bias(&shape);
+        Ok(Self::Plain(Conv2d::with_bias(scope, shape, spec, Init::PyTorch, bias)?))
+    }
+
+    /// `shape`: `[C_in, C_out, k_h, k_w]`.
+    pub(super) fn transposed(scope: &Scope, shape: [usize; 4], spec: ConvTranspose2dSpec) -> Result<Self> {
+        let weight = scope.weight("weight", &shape, Init::PyTorch)?;
+        let bias = scope.weight("bias", &shape[1..2], Init::pytorch_bias(&shape))?;
+        Ok(Self::Transposed { weight, bias, spec })
+    }
+
+    pub(super) fn forward(&self, x: &FeatureMap) -> Result<FeatureMap> {
+        Ok(match self {
+            Self::Plain(conv) => conv.forward(x)?,
+            Self::Transposed { weight, bias, spec } => {
+                x.conv_transpose2d(weight, Some(bias), Activation::None, spec)?
+            }
+        })
+    }
+}
+
+/// Refuses a map with a single value per channel, which batch norm in training mode cannot normalise.
+pub(super) fn has_variance(method: &'static str, x: &FeatureMap) -> Result<()> {
+    let [b, _, h, w] = x.dims();
+    if b * h * w > 1 {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        method,
+        what: "map before batch norm".into(),
+        expected: "more than one value per channel (a larger batch)".into(),
+        found: x.dims().to_vec(),
+    })
 }
 
 /// Hyper-parameters of the hint loss; one joint phase, as in the reference code bases.
@@ -146,7 +178,9 @@ impl Method for FitnetConfig {
         arxiv: Some("1412.6550"),
         inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
         trainable: &["convolutional regressor of the student's map"],
+        phase: None,
         state: &[],
+        buffers: &["batch norm statistics"],
         ce_weight: Some(1.0),
         weight: 100.0,
         code_bases: config::BOTH,

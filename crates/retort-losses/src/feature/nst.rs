@@ -1,6 +1,6 @@
 //! Distributions of channel activation patterns.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
+use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
@@ -45,6 +45,64 @@ const EPS: f64 = 1e-12;
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn neuron_selectivity(student: &[Tensor], teacher: &[Tensor]) -> Result<StageLoss> {
+    neuron_selectivity_with(student, teacher, PolynomialKernel::default())
+}
+
+/// Polynomial kernel `k(x, y) = (x . y + offset)^degree` of two channels' patterns; by default `(x . y)^2`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PolynomialKernel {
+    /// Exponent, in `1 ..= 16`.
+    pub degree: u32,
+    /// Added to the inner product, finite and >= 0.
+    pub offset: f64,
+}
+
+impl Default for PolynomialKernel {
+    fn default() -> Self {
+        Self { degree: 2, offset: 0.0 }
+    }
+}
+
+impl PolynomialKernel {
+    fn validate(self) -> Result<()> {
+        check::exponent(METHOD, "degree", f64::from(self.degree))?;
+        check::non_negative(METHOD, "offset", self.offset)
+    }
+
+    /// `(products + offset)^exponent`.
+    fn power(self, products: &Tensor, exponent: u32) -> Result<Tensor> {
+        let shifted = if self.offset == 0.0 { products.clone() } else { (products + self.offset)? };
+        Ok(match exponent {
+            0 => shifted.ones_like()?,
+            1 => shifted,
+            2 => shifted.sqr()?,
+            // A whole exponent: defined for negative numbers too.
+            _ => shifted.powf(f64::from(exponent))?,
+        })
+    }
+}
+
+/// [`neuron_selectivity`] with another polynomial kernel.
+///
+/// A channel that counts as 0 has the kernel `offset^degree` with every other and gets no gradient.
+///
+/// # Errors
+///
+/// As for [`neuron_selectivity`]; a kernel whose degree or offset is out of range.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// use retort_losses::feature::{PolynomialKernel, neuron_selectivity_with};
+/// let (s, t) = (Tensor::new(&[[[[1f32, 0.0]]]], &Device::Cpu)?, Tensor::new(&[[[[0f32, 1.0]]]], &Device::Cpu)?);
+/// // (1 + 1)^3 + (1 + 1)^3 - 2 (0 + 1)^3
+/// let loss = neuron_selectivity_with(&[s], &[t], PolynomialKernel { degree: 3, offset: 1.0 })?;
+/// assert_eq!(loss.total.to_scalar::<f32>()?, 14.0);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn neuron_selectivity_with(student: &[Tensor], teacher: &[Tensor], kernel: PolynomialKernel) -> Result<StageLoss> {
+    kernel.validate()?;
     StageLoss::sum(METHOD, student, teacher, |i, s, t| {
         let (s, t) = ops::pool_match(METHOD, i, s, t)?;
         let patterns = |x: &Tensor| ops::guarded_normalize(&x.flatten_from(2)?, EPS);
@@ -52,24 +110,27 @@ pub fn neuron_selectivity(student: &[Tensor], teacher: &[Tensor]) -> Result<Stag
         let (c_s, n) = (s.dims()[1], s.dims()[2]);
         let c_t = t.dims()[1];
         // Multiply-adds of the two forms, up to the common factor B n.
-        if n * (c_s + c_t) < c_s * c_s + c_t * c_t + c_s * c_t { by_position(&s, &t) } else { by_channel(&s, &t) }
+        let shorter = n * (c_s + c_t) < c_s * c_s + c_t * c_t + c_s * c_t;
+        if shorter && kernel == PolynomialKernel::default() { by_position(&s, &t) } else { by_channel(&s, &t, kernel) }
     })
 }
 
 /// The three kernel means; `s` `[B, C_s, N]`, `t` `[B, C_t, N]`.
-fn by_channel(s: &Tensor, t: &Tensor) -> Result<Tensor> {
+fn by_channel(s: &Tensor, t: &Tensor, kernel: PolynomialKernel) -> Result<Tensor> {
     let (b, c_s, _) = s.dims3()?;
     let (plain, c_t) = (s.detach(), t.dims()[1]);
     let products = |x: &Tensor, y: &Tensor| x.matmul(&y.t()?);
-    let mean = |products: &Tensor| reduce::number(&reduce::mean_all(&products.sqr()?)?);
+    let mean = |products: &Tensor| reduce::number(&reduce::mean_all(&kernel.power(products, kernel.degree)?)?);
     let (ss, st) = (products(&plain, &plain)?, products(&plain, t)?);
     let value = mean(&ss)? + mean(&products(t, t)?)? - 2.0 * mean(&st)?;
     if !s.track_op() {
         return reduce::constant(value, s);
     }
-    // d sum (s_i . s_j)^2 / ds = 4 (S S^T) S, d sum (s_i . t_j)^2 / ds = 2 (S T^T) T.
-    let own = ss.matmul(&plain)?.affine(4.0 / (b * c_s * c_s) as f64, 0.0)?;
-    let cross = st.matmul(t)?.affine(4.0 / (b * c_s * c_t) as f64, 0.0)?;
+    // With k' the kernel's derivative: d sum k(s_i, s_j) / ds = 2 k'(S S^T) S, d sum k(s_i, t_j) / ds = k'(S T^T) T.
+    let slopes = |products: &Tensor| kernel.power(products, kernel.degree - 1);
+    let scale = |pairs: usize| f64::from(2 * kernel.degree) / (b * pairs) as f64;
+    let own = slopes(&ss)?.matmul(&plain)?.affine(scale(c_s * c_s), 0.0)?;
+    let cross = slopes(&st)?.matmul(t)?.affine(scale(c_s * c_t), 0.0)?;
     Ok(with_gradient(value, s, &(own - cross)?)?)
 }
 
@@ -91,6 +152,10 @@ fn by_position(s: &Tensor, t: &Tensor) -> Result<Tensor> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NstConfig {
+    /// Degree of the polynomial kernel, in `1 ..= 16`.
+    pub degree: u32,
+    /// Offset of the polynomial kernel, finite and >= 0.
+    pub offset: f64,
     /// Pairing of stages.
     pub align: Align,
     /// Weight of the term.
@@ -99,7 +164,14 @@ pub struct NstConfig {
 
 impl Default for NstConfig {
     fn default() -> Self {
-        Self { align: Align::Exact, weight: 50.0 }
+        let PolynomialKernel { degree, offset } = PolynomialKernel::default();
+        Self { degree, offset, align: Align::Exact, weight: 50.0 }
+    }
+}
+
+impl NstConfig {
+    fn kernel(&self) -> PolynomialKernel {
+        PolynomialKernel { degree: self.degree, offset: self.offset }
     }
 }
 
@@ -113,7 +185,9 @@ impl Method for NstConfig {
         arxiv: Some("1707.01219"),
         inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
         trainable: &[],
+        phase: None,
         state: &[],
+        buffers: &[],
         ce_weight: Some(1.0),
         weight: 50.0,
         code_bases: config::BOTH,
@@ -122,25 +196,27 @@ impl Method for NstConfig {
         self.weight
     }
     fn validate(&self) -> Result<()> {
-        Ok(())
+        self.kernel().validate()
     }
     fn needs(&self) -> Needs {
         Needs::MAPS
     }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
-        Ok(Box::new(Nst { weight: self.weight, pairing: Pairing::new(METHOD, self.align, ctx)? }))
+        let pairing = Pairing::new(METHOD, self.align, ctx)?;
+        Ok(Box::new(Nst { weight: self.weight, kernel: self.kernel(), pairing }))
     }
 }
 
 struct Nst {
     weight: f64,
+    kernel: PolynomialKernel,
     pairing: Pairing,
 }
 
 impl Distiller for Nst {
     fn term(&mut self, ctx: &Context<'_>) -> Result<Term> {
         let (student, teacher) = self.pairing.maps(ctx)?;
-        let loss = neuron_selectivity(&student, &teacher)?;
+        let loss = neuron_selectivity_with(&student, &teacher, self.kernel)?;
         Ok(Term { name: METHOD, weight: self.weight, parts: loss.parts(), value: loss.total })
     }
 }
@@ -161,7 +237,7 @@ mod tests {
             let grad = loss.backward().unwrap().get(&s).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
             (loss.to_scalar::<f64>().unwrap(), grad)
         };
-        let ((a, ga), (b, gb)) = (run(by_channel), run(by_position));
+        let ((a, ga), (b, gb)) = (run(|s, t| by_channel(s, t, PolynomialKernel::default())), run(by_position));
         assert!((a - b).abs() < 1e-13 && a > 1e-3, "{a} {b}");
         assert!(ga.iter().zip(&gb).all(|(x, y)| (x - y).abs() < 1e-13));
     }

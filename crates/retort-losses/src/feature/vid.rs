@@ -44,14 +44,13 @@ pub fn variational_information(mean: &Tensor, teacher: &Tensor, rho: &Tensor, mi
     if mean.dims() != teacher.dims() {
         return Err(ops::mismatch(METHOD, "the predicted mean must have the teacher's shape", mean, teacher));
     }
-    let (b, c, h, w) = mean.dims4()?;
+    let (_, c, _, _) = mean.dims4()?;
     if rho.dims() != [c] {
         let found = rho.dims().to_vec();
         return Err(crate::Error::Shape { method: METHOD, what: "rho".into(), expected: format!("[{c}]"), found });
     }
     // One variance per channel: the squared residuals are averaged first, so nothing is broadcast over the map.
-    let residual = (mean - teacher.detach())?.sqr()?.reshape((b, c, h * w))?;
-    let error = (residual.sum(2)?.sum(0)? * (1.0 / (b * h * w) as f64))?;
+    let error = reduce::channel_errors(mean, &teacher.detach())?;
     let variance = (reduce::softplus(rho)? + min_var)?;
     let per_channel = ((error / &variance)? + variance.log()?)?;
     Ok((reduce::mean_all(&per_channel)? * 0.5)?)
@@ -151,7 +150,9 @@ impl Method for VidConfig {
         arxiv: Some("1904.05835"),
         inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
         trainable: &["regressor of each stage", "variances of each stage"],
+        phase: None,
         state: &[],
+        buffers: &[],
         ce_weight: Some(1.0),
         weight: 1.0,
         code_bases: config::BOTH,

@@ -2,7 +2,7 @@
 
 use crate::config::{Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
-use crate::{Result, config, ops};
+use crate::{Error, Result, config, ops};
 use candle_core::Tensor;
 use retort_kernels::softmax_cross_entropy;
 use serde::{Deserialize, Serialize};
@@ -37,22 +37,22 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     Ok(softmax_cross_entropy(logits, &ids, 0.0)?)
 }
 
-/// Who receives the mass that label smoothing takes from the label.
+/// Over which classes label smoothing spreads the mass that it takes from the label.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum SmoothingTarget {
+pub enum Spread {
     /// All C classes, the label included: `(1 - eps) onehot + eps / C` (the paper's, PyTorch's).
     #[default]
-    Uniform,
-    /// The C - 1 other classes: `1 - eps` on the label, `eps / (C - 1)` elsewhere.
-    Others,
+    All,
+    /// The C - 1 wrong classes: `1 - eps` on the label, `eps / (C - 1)` elsewhere.
+    Wrong,
 }
 
 /// Cross-entropy against smoothed labels (Szegedy et al. 2015, arXiv 1512.00567).
 ///
 /// `-(1/B) sum_b sum_c q_bc ln softmax(z_b)[c]` with `q = (1 - eps) onehot(y) + eps / C`
-/// ([`SmoothingTarget::Uniform`]) or `1 - eps` on the label and `eps / (C - 1)` on each other class
-/// ([`SmoothingTarget::Others`]); the second with `eps` equals the first with `eps C / (C - 1)`.
+/// ([`Spread::All`]) or `1 - eps` on the label and `eps / (C - 1)` on each wrong class
+/// ([`Spread::Wrong`]); the second with `eps` equals the first with `eps C / (C - 1)`.
 ///
 /// # Shapes
 ///
@@ -64,33 +64,36 @@ pub enum SmoothingTarget {
 ///
 /// # Errors
 ///
-/// As for [`cross_entropy`]; `smoothing` outside of its range; one class with [`SmoothingTarget::Others`].
+/// As for [`cross_entropy`]; `smoothing` outside of its range; one class with [`Spread::Wrong`].
 ///
 /// # Example
 ///
 /// ```
 /// # use candle_core::{Device, Tensor};
-/// # use retort_losses::output::{SmoothingTarget, label_smoothing};
+/// # use retort_losses::output::{Spread, label_smoothing};
 /// let logits = Tensor::new(&[[0f32, 0.0]], &Device::Cpu)?;
 /// let labels = Tensor::new(&[1u32], &Device::Cpu)?;
-/// let loss = label_smoothing(&logits, &labels, 0.1, SmoothingTarget::Uniform)?;
+/// let loss = label_smoothing(&logits, &labels, 0.1, Spread::All)?;
 /// assert!((loss.to_scalar::<f32>()? - std::f32::consts::LN_2).abs() < 1e-6);
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
-pub fn label_smoothing(logits: &Tensor, labels: &Tensor, smoothing: f64, target: SmoothingTarget) -> Result<Tensor> {
+pub fn label_smoothing(logits: &Tensor, labels: &Tensor, smoothing: f64, spread: Spread) -> Result<Tensor> {
     const METHOD: &str = "label-smoothing";
     check::unit(METHOD, "smoothing", smoothing)?;
     let (b, c) = ops::logits(METHOD, "logits", logits)?;
     let ids = ops::class_ids(METHOD, labels, b, c)?;
-    let uniform = match target {
-        SmoothingTarget::Uniform => smoothing,
-        SmoothingTarget::Others if c == 1 => {
-            let message = "smoothing towards the other classes needs at least two classes, found one".into();
-            return Err(crate::Error::Undefined { method: METHOD, message });
-        }
-        SmoothingTarget::Others => smoothing * c as f64 / (c - 1) as f64,
+    let all = match spread {
+        Spread::All => smoothing,
+        Spread::Wrong if c == 1 => return Err(one_class()),
+        Spread::Wrong => smoothing * c as f64 / (c - 1) as f64,
     };
-    Ok(softmax_cross_entropy(logits, &ids, uniform)?)
+    Ok(softmax_cross_entropy(logits, &ids, all)?)
+}
+
+/// There are no wrong classes to spread mass over.
+fn one_class() -> Error {
+    let message = "`spread` over the wrong classes needs at least two classes, found one".into();
+    Error::Undefined { method: LabelSmoothingConfig::INFO.id, message }
 }
 
 /// Hyper-parameters of the cross-entropy with hard labels.
@@ -109,8 +112,7 @@ impl Default for CeConfig {
 
 /// What both task losses read.
 const INPUTS: Inputs = Inputs { logits: Side::Student, labels: true, ..Inputs::NONE };
-const NEEDS: Needs =
-    Needs { teacher: false, taps: retort_nn::Taps { maps: false, pre_activations: false }, labels: true, index: false };
+const NEEDS: Needs = Needs { teacher: false, labels: true, ..Needs::TEACHER };
 
 impl Method for CeConfig {
     const INFO: MethodInfo = MethodInfo {
@@ -122,7 +124,9 @@ impl Method for CeConfig {
         arxiv: None,
         inputs: INPUTS,
         trainable: &[],
+        phase: None,
         state: &[],
+        buffers: &[],
         ce_weight: None,
         weight: 1.0,
         code_bases: config::BOTH,
@@ -154,15 +158,15 @@ impl Distiller for CeConfig {
 pub struct LabelSmoothingConfig {
     /// Mass taken from the label, in `0 ..= 1`.
     pub smoothing: f64,
-    /// Who receives it.
-    pub target: SmoothingTarget,
+    /// Over which classes it is spread.
+    pub spread: Spread,
     /// Weight of the term.
     pub weight: f64,
 }
 
 impl Default for LabelSmoothingConfig {
     fn default() -> Self {
-        Self { smoothing: 0.1, target: SmoothingTarget::Uniform, weight: 1.0 }
+        Self { smoothing: 0.1, spread: Spread::All, weight: 1.0 }
     }
 }
 
@@ -176,7 +180,9 @@ impl Method for LabelSmoothingConfig {
         arxiv: Some("1512.00567"),
         inputs: INPUTS,
         trainable: &[],
+        phase: None,
         state: &[],
+        buffers: &[],
         ce_weight: None,
         weight: 1.0,
         code_bases: &[],
@@ -190,14 +196,17 @@ impl Method for LabelSmoothingConfig {
     fn needs(&self) -> Needs {
         NEEDS
     }
-    fn build(&self, _: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
+    fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
+        if self.spread == Spread::Wrong && ctx.student.classes == 1 {
+            return Err(one_class());
+        }
         Ok(Box::new(self.clone()))
     }
 }
 
 impl Distiller for LabelSmoothingConfig {
     fn term(&mut self, ctx: &Context<'_>) -> Result<Term> {
-        let value = label_smoothing(&ctx.student.logits, ctx.labels, self.smoothing, self.target)?;
+        let value = label_smoothing(&ctx.student.logits, ctx.labels, self.smoothing, self.spread)?;
         Ok(Term { name: Self::INFO.id, weight: self.weight, value, parts: Vec::new() })
     }
 }

@@ -4,6 +4,6 @@ mod ce;
 mod dkd;
 mod kd;
 
-pub use ce::{CeConfig, LabelSmoothingConfig, SmoothingTarget, cross_entropy, label_smoothing};
+pub use ce::{CeConfig, LabelSmoothingConfig, Spread, cross_entropy, label_smoothing};
 pub use dkd::{DkdConfig, DkdLoss, dkd};
 pub use kd::{KdConfig, kd};

@@ -66,6 +66,33 @@ impl RkdLoss {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn relational(student: &Tensor, teacher: &Tensor) -> Result<RkdLoss> {
+    relate(student, teacher, false)
+}
+
+/// [`relational`] with squared distances, relative to the mean squared distance, in its distance part: the option
+/// `squared` of mdistiller.
+///
+/// A pair with squared distance <= 1e-12 has the constant squared distance 1e-12. The angles are the same.
+///
+/// # Errors
+///
+/// As for [`relational`].
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// let s = Tensor::new(&[[0f64], [1.0], [2.0]], &Device::Cpu)?;
+/// let t = Tensor::new(&[[0f64], [1.0], [1.0 + 3f64.sqrt()]], &Device::Cpu)?;
+/// let loss = retort_losses::relational::relational_squared(&s, &t)?;
+/// assert!(loss.distance.to_scalar::<f64>()? > 0.0);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn relational_squared(student: &Tensor, teacher: &Tensor) -> Result<RkdLoss> {
+    relate(student, teacher, true)
+}
+
+fn relate(student: &Tensor, teacher: &Tensor, squared: bool) -> Result<RkdLoss> {
     let (s, t) = ops::rows(METHOD, student, teacher)?;
     let (geometry_s, geometry_t) = (Geometry::new(&s)?, Geometry::new(&t)?);
     let attach = |(value, laplacian): (f64, Vec<f64>)| -> Result<Tensor> {
@@ -75,7 +102,7 @@ pub fn relational(student: &Tensor, teacher: &Tensor) -> Result<RkdLoss> {
         Ok(with_gradient(value, &s, &geometry_s.apply(&laplacian, &s)?)?)
     };
     Ok(RkdLoss {
-        distance: attach(distances(&geometry_s, &geometry_t))?,
+        distance: attach(distances(&geometry_s, &geometry_t, squared))?,
         angle: attach(angles(&geometry_s, &geometry_t))?,
     })
 }
@@ -156,23 +183,29 @@ fn smooth_l1(x: f64) -> (f64, f64) {
     (slope * (x - 0.5 * slope), slope)
 }
 
-/// Value and L of the distance part.
-fn distances(s: &Geometry, t: &Geometry) -> (f64, Vec<f64>) {
+/// Value and L of the distance part, of distances or of squared ones.
+fn distances(s: &Geometry, t: &Geometry, squared: bool) -> (f64, Vec<f64>) {
     let b = s.b;
+    let measure = |g: &Geometry| -> Vec<f64> {
+        if squared { g.distance.iter().map(|d| d * d).collect() } else { g.distance.clone() }
+    };
+    let (d_s, d_t) = (measure(s), measure(t));
+    // The derivative by one point is this multiple of the difference; coincident pairs are constants.
+    let lever = |inverse: f64| if squared && inverse != 0.0 { 2.0 } else { inverse };
     let pairs = (b * (b - 1)).max(1) as f64;
     // One sample: both distances are 0 (or NaN), and so is the difference.
-    let mean = |g: &Geometry| if b == 1 { 1.0 } else { g.distance.iter().sum::<f64>() / pairs };
-    let (mean_s, mean_t) = (mean(s), mean(t));
-    let penalties = s.distance.iter().zip(&t.distance).map(|(s, t)| smooth_l1(s / mean_s - t / mean_t));
+    let mean = |d: &[f64]| if b == 1 { 1.0 } else { d.iter().sum::<f64>() / pairs };
+    let (mean_s, mean_t) = (mean(&d_s), mean(&d_t));
+    let penalties = d_s.iter().zip(&d_t).map(|(s, t)| smooth_l1(s / mean_s - t / mean_t));
     let (values, slopes): (Vec<f64>, Vec<f64>) = penalties.unzip();
     let entries = (b * b) as f64;
     // Every distance also moves the mean.
-    let through_mean = slopes.iter().zip(&s.distance).map(|(w, d)| w * d).sum::<f64>() / (mean_s * mean_s * pairs);
+    let through_mean = slopes.iter().zip(&d_s).map(|(w, d)| w * d).sum::<f64>() / (mean_s * mean_s * pairs);
     let mut laplacian = vec![0.0; b * b];
     for (i, row) in laplacian.chunks_exact_mut(b).enumerate() {
         for j in (0..b).filter(|&j| j != i) {
             // The pair counts twice, as (i, j) and as (j, i).
-            let pull = 2.0 * (slopes[i * b + j] / mean_s - through_mean) * s.inverse[i * b + j] / entries;
+            let pull = 2.0 * (slopes[i * b + j] / mean_s - through_mean) * lever(s.inverse[i * b + j]) / entries;
             row[j] -= pull;
             row[i] += pull;
         }
@@ -243,13 +276,15 @@ pub struct RkdConfig {
     pub distance: f64,
     /// Weight of the angles within the term.
     pub angle: f64,
+    /// Whether distances are squared.
+    pub squared: bool,
     /// Weight of the term.
     pub weight: f64,
 }
 
 impl Default for RkdConfig {
     fn default() -> Self {
-        Self { distance: 25.0, angle: 50.0, weight: 1.0 }
+        Self { distance: 25.0, angle: 50.0, squared: false, weight: 1.0 }
     }
 }
 
@@ -263,7 +298,9 @@ impl Method for RkdConfig {
         arxiv: Some("1904.05068"),
         inputs: Inputs { embedding: Side::Both, ..Inputs::NONE },
         trainable: &[],
+        phase: None,
         state: &[],
+        buffers: &[],
         ce_weight: Some(1.0),
         weight: 1.0,
         code_bases: config::BOTH,
@@ -286,7 +323,7 @@ impl Method for RkdConfig {
 
 impl Distiller for RkdConfig {
     fn term(&mut self, ctx: &Context<'_>) -> Result<Term> {
-        let loss = relational(&ctx.student.embedding, &ctx.teacher(METHOD)?.embedding)?;
+        let loss = relate(&ctx.student.embedding, &ctx.teacher(METHOD)?.embedding, self.squared)?;
         let value = loss.combine(self.distance, self.angle)?;
         let parts = vec![("distance".to_string(), loss.distance), ("angle".to_string(), loss.angle)];
         Ok(Term { name: METHOD, weight: self.weight, value, parts })

@@ -18,6 +18,8 @@ fn build_error(config: &LossConfig, student: &NetworkSpec, teacher: &NetworkSpec
         train_labels: &train_labels,
         seed: Seed::root(0),
         scope: params.root(),
+        init_scope: params.root().child("init"),
+        teacher_norms: None,
     };
     match config.build(&ctx) {
         Ok(_) => panic!("{config:?} was built"),
@@ -86,7 +88,9 @@ fn stages_are_paired_only_as_asked() {
         let params = Params::new(Seed::root(0), DType::F32, &Device::Cpu);
         let (train_labels, scope) = (train_labels(), params.root());
         let (student, teacher) = (&student, Some(&teacher));
-        let ctx = BuildContext { student, teacher, train_labels: &train_labels, seed: Seed::root(0), scope };
+        let (seed, init_scope) = (Seed::root(0), scope.child("init"));
+        let train_labels = &train_labels;
+        let ctx = BuildContext { student, teacher, train_labels, seed, scope, init_scope, teacher_norms: None };
         let mut loss = parse(&format!(r#"{{"method": "at", "align": "{align}"}}"#)).build(&ctx).unwrap();
         let labels = candle_core::Tensor::zeros(3, DType::U32, &Device::Cpu).unwrap();
         let (student, teacher) = (&s.outputs, Some(&t.outputs));

@@ -138,7 +138,7 @@ fn steps(bench: &mut Bench, from: usize, to: usize) -> Vec<f64> {
             bench.epoch = i / 2;
             bench.index = (0..5).map(|b| ((b * 3 + i) % 20) as u32).collect();
             let value = scalar(&bench.term().unwrap().value);
-            bench.loss.after_step().unwrap();
+            bench.built.loss.after_step().unwrap();
             value
         })
         .collect()
@@ -149,11 +149,11 @@ fn a_resumed_run_gives_the_same_numbers() {
     let whole = steps(&mut Bench::new(&config(), 5, DType::F32), 0, 6);
     let mut first = Bench::new(&config(), 5, DType::F32);
     assert_eq!(steps(&mut first, 0, 3), whole[..3]);
-    let state = first.loss.state().unwrap();
+    let state = first.built.loss.state().unwrap();
     // The state is a snapshot.
     steps(&mut first, 3, 5);
     let mut second = Bench::new(&config(), 5, DType::F32);
-    second.loss.load_state(&state).unwrap();
+    second.built.loss.load_state(&state).unwrap();
     assert_eq!(steps(&mut second, 3, 6), whole[3..]);
     let fresh = steps(&mut Bench::new(&config(), 5, DType::F32), 3, 6);
     assert_ne!(fresh, whole[3..]);
@@ -162,25 +162,26 @@ fn a_resumed_run_gives_the_same_numbers() {
 #[test]
 fn a_state_that_does_not_fit_is_refused() {
     let mut bench = Bench::new(&config(), 5, DType::F32);
-    let good = bench.loss.state().unwrap();
+    let good = bench.built.loss.state().unwrap();
     let mut refuse = |change: &dyn Fn(&mut retort_nn::Tensors), expected: &str| {
         let mut state = good.clone();
         change(&mut state);
-        let message = bench.loss.load_state(&state).unwrap_err().to_string();
+        let message = bench.built.loss.load_state(&state).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
     };
     refuse(&|s| s.clear(), "`student_bank`: missing");
     refuse(&|s| drop(s.insert("teacher_bank".into(), random("x", &[19, 7], DType::F32))), "[19, 7]");
+    refuse(&|s| drop(s.remove("log_z")), "`log_z`: missing");
     refuse(&|s| drop(s.insert("log_z".into(), random("x", &[3], DType::F64))), "`log_z`");
     refuse(&|s| drop(s.insert("bank".into(), random("x", &[3], DType::F64))), "`bank`");
     let wrong = Tensor::new(&[f64::NAN, 1.0], &Device::Cpu).unwrap();
     refuse(&|s| drop(s.insert("log_z".into(), wrong.clone())), "finite");
     let infinite = (good["student_bank"].ones_like().unwrap() * f64::INFINITY).unwrap();
     refuse(&|s| drop(s.insert("student_bank".into(), infinite.clone())), "not finite");
-    bench.loss.load_state(&good).unwrap();
+    bench.built.loss.load_state(&good).unwrap();
     // A loss without state refuses any.
     let mut kd = Bench::new(&LossConfig::Kd(Default::default()), 5, DType::F32);
-    assert!(kd.loss.load_state(&good).is_err());
+    assert!(kd.built.loss.load_state(&good).is_err());
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
-use retort_losses::{BuildContext, Context, Distiller, LossConfig};
-use retort_nn::{MapShape, NetworkSpec, Outputs, Params, Seed};
+use retort_losses::{BuildContext, Context, Distiller, InitPhase, LossConfig};
+use retort_nn::{MapShape, NetworkSpec, Outputs, Params, Seed, StageNorm};
 
 pub(crate) const CLASSES: usize = 4;
 
@@ -34,7 +34,7 @@ pub(crate) fn spec(name: &str, maps: &[[usize; 2]], embedding: usize) -> Network
         classes: CLASSES,
         maps: maps.iter().map(|&[channels, size]| MapShape { channels, height: size, width: size }).collect(),
         embedding,
-        pre_activations: false,
+        pre_activations: true,
     }
 }
 
@@ -42,7 +42,8 @@ pub(crate) fn spec(name: &str, maps: &[[usize; 2]], embedding: usize) -> Network
 pub(crate) fn networks(config: &LossConfig) -> (NetworkSpec, NetworkSpec) {
     let student = spec("student", &[[3, 8], [4, 8], [6, 4], [5, 4]], 5);
     let teacher = match config {
-        LossConfig::Pkd(_) => spec("teacher", &[[3, 8], [4, 8], [6, 4], [5, 2]], 9),
+        LossConfig::Pkd(_) | LossConfig::Fsp(_) => spec("teacher", &[[3, 8], [4, 8], [6, 4], [5, 2]], 9),
+        LossConfig::Kdsvd(_) => spec("teacher", &[[5, 8], [8, 8], [7, 4], [9, 4]], 9),
         _ => spec("teacher", &[[5, 8], [8, 8], [7, 4], [9, 2]], 9),
     };
     (student, teacher)
@@ -84,9 +85,12 @@ pub(crate) fn side(
     };
     let logits = tensor("logits".into(), vec![b, spec.classes]);
     let embedding = tensor("embedding".into(), vec![b, spec.embedding]);
-    let maps = spec.maps.iter().enumerate();
-    let maps = maps.map(|(i, m)| tensor(format!("map{i}"), vec![b, m.channels, m.height, m.width])).collect();
-    Side { outputs: Outputs { logits, embedding, maps, pre_activations: Vec::new() }, vars }
+    let mut maps = |name: &str| {
+        let maps = spec.maps.iter().enumerate();
+        maps.map(|(i, m)| tensor(format!("{name}{i}"), vec![b, m.channels, m.height, m.width])).collect()
+    };
+    let (maps, pre_activations) = (maps("map"), maps("pre"));
+    Side { outputs: Outputs { logits, embedding, maps, pre_activations }, vars }
 }
 
 pub(crate) fn random_side(spec: &NetworkSpec, b: usize, dtype: DType) -> Side {
@@ -95,8 +99,9 @@ pub(crate) fn random_side(spec: &NetworkSpec, b: usize, dtype: DType) -> Side {
 
 /// A built loss and one batch for it.
 pub(crate) struct Bench {
-    pub(crate) params: Params,
-    pub(crate) loss: Box<dyn Distiller>,
+    pub(crate) built: Built,
+    /// Whether [`Bench::term`] is that of the phase before the training.
+    pub(crate) init: bool,
     pub(crate) student: Side,
     pub(crate) teacher: Side,
     pub(crate) labels: Tensor,
@@ -110,19 +115,60 @@ pub(crate) fn train_labels() -> Vec<u32> {
     (0..20).map(|i| i % CLASSES as u32).collect()
 }
 
-pub(crate) fn build(config: &LossConfig, dtype: DType) -> (Params, Box<dyn Distiller>) {
-    let (student, teacher) = networks(config);
-    let params = Params::new(Seed::root(3).child("parts"), dtype, &Device::Cpu);
-    let loss = config
-        .build(&BuildContext {
-            student: &student,
-            teacher: Some(&teacher),
-            train_labels: &train_labels(),
-            seed: Seed::root(3),
-            scope: params.root(),
-        })
-        .unwrap();
-    (params, loss)
+/// A loss with the parts that the training and the phase before it change.
+pub(crate) struct Built {
+    pub(crate) params: Params,
+    pub(crate) init_params: Params,
+    pub(crate) loss: Box<dyn Distiller>,
+}
+
+/// Batch norms of the teacher's stages.
+pub(crate) fn norms(teacher: &NetworkSpec, dtype: DType) -> Vec<StageNorm> {
+    let norm = |(i, stage): (usize, &MapShape)| {
+        let vector = |name: &str| random(&format!("norm{i}.{name}"), &[stage.channels], dtype);
+        StageNorm { weight: vector("weight"), bias: vector("bias") }
+    };
+    teacher.stages().iter().enumerate().map(norm).collect()
+}
+
+pub(crate) fn build(config: &LossConfig, dtype: DType) -> Built {
+    build_for(config, &networks(config), &train_labels(), dtype).unwrap()
+}
+
+/// For other networks or labels than the usual ones.
+pub(crate) fn build_for(
+    config: &LossConfig,
+    (student, teacher): &(NetworkSpec, NetworkSpec),
+    train_labels: &[u32],
+    dtype: DType,
+) -> retort_losses::Result<Built> {
+    let params = |name: &str| Params::new(Seed::root(3).child(name), dtype, &Device::Cpu);
+    let (params, init_params) = (params("parts"), params("init"));
+    let loss = config.build(&BuildContext {
+        student,
+        teacher: Some(teacher),
+        train_labels,
+        seed: Seed::root(3),
+        scope: params.root(),
+        init_scope: init_params.root(),
+        teacher_norms: Some(&norms(teacher, dtype)),
+    })?;
+    Ok(Built { params, init_params, loss })
+}
+
+pub(crate) fn init_phase(config: &LossConfig) -> Option<InitPhase> {
+    config.init_phase(&networks(config).0)
+}
+
+/// Every configuration with the term of its training and, where there is one, that of the phase before it; a term that
+/// is 0 by definition (`ab` and `fsp` in the training) is left out.
+pub(crate) fn terms(configs: Vec<LossConfig>) -> Vec<(LossConfig, bool)> {
+    let of = |config: LossConfig| match init_phase(&config) {
+        None => vec![(config, false)],
+        Some(phase) if phase.student => vec![(config, true)],
+        Some(_) => vec![(config.clone(), true), (config, false)],
+    };
+    configs.into_iter().flat_map(of).collect()
 }
 
 impl Bench {
@@ -132,21 +178,31 @@ impl Bench {
     }
 
     pub(crate) fn with_sides(config: &LossConfig, b: usize, dtype: DType, student: Side, teacher: Side) -> Self {
-        let (params, loss) = build(config, dtype);
+        Self::with_built(build(config, dtype), b, student, teacher)
+    }
+
+    /// A loss that has been built already, on rows of the usual training set.
+    pub(crate) fn with_built(built: Built, b: usize, student: Side, teacher: Side) -> Self {
         let index: Vec<u32> = (0..b as u32).map(|i| (i * 7 + 2) % 20).collect();
         let label_ids: Vec<u32> = index.iter().map(|&i| train_labels()[i as usize]).collect();
         let labels = Tensor::new(label_ids.clone(), &Device::Cpu).unwrap();
-        Self { params, loss, student, teacher, labels, label_ids, index, epoch: 0 }
+        Self { built, init: false, student, teacher, labels, label_ids, index, epoch: 0 }
     }
 
     pub(crate) fn term(&mut self) -> retort_losses::Result<retort_losses::Term> {
-        self.loss.term(&Context {
+        let context = Context {
             student: &self.student.outputs,
             teacher: Some(&self.teacher.outputs),
             labels: &self.labels,
             label_ids: &self.label_ids,
             index: &self.index,
             epoch: self.epoch,
-        })
+        };
+        if self.init { self.built.loss.init_term(&context) } else { self.built.loss.term(&context) }
+    }
+
+    /// The parts that the term trains.
+    pub(crate) fn parts(&self) -> Vec<(String, Var)> {
+        if self.init { self.built.init_params.trainable() } else { self.built.params.trainable() }
     }
 }

@@ -4,7 +4,10 @@
 mod configs;
 mod crd;
 mod fixture;
+mod phases;
 mod properties;
 mod registry;
 mod robustness;
+mod stage_methods;
 mod values;
+mod variants;

@@ -40,12 +40,12 @@ proptest! {
 
     #[test]
     fn smoothing_conventions_convert(z in values(), smoothing in 0.0..0.7f64) {
-        use output::SmoothingTarget::{Others, Uniform};
+        use output::Spread::{All, Wrong};
         let (z, labels) = (tensor(&z, &[4, 5]), Tensor::new(&[0u32, 4, 2, 2], &Device::Cpu).unwrap());
-        let others = scalar(&output::label_smoothing(&z, &labels, smoothing, Others).unwrap());
-        let uniform = scalar(&output::label_smoothing(&z, &labels, smoothing * 5.0 / 4.0, Uniform).unwrap());
+        let others = scalar(&output::label_smoothing(&z, &labels, smoothing, Wrong).unwrap());
+        let uniform = scalar(&output::label_smoothing(&z, &labels, smoothing * 5.0 / 4.0, All).unwrap());
         prop_assert!((others - uniform).abs() < 1e-12 * (1.0 + others));
-        let hard = scalar(&output::label_smoothing(&z, &labels, 0.0, Uniform).unwrap());
+        let hard = scalar(&output::label_smoothing(&z, &labels, 0.0, All).unwrap());
         prop_assert!((hard - scalar(&output::cross_entropy(&z, &labels).unwrap())).abs() < 1e-14 * (1.0 + hard));
     }
 

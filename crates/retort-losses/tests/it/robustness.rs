@@ -1,24 +1,27 @@
 //! Degenerate and extreme inputs, for every method.
 
-use crate::fixture::{Bench, Side, flat, networks, numbers, scalar, side, small};
+use crate::fixture::{
+    Bench, Side, build_for, flat, init_phase, networks, numbers, random_side, scalar, side, small, terms,
+};
 use candle_core::{DType, Device, Tensor};
 use retort_losses::{LossConfig, output, relational};
+use retort_nn::NetworkSpec;
 
 /// Value and gradients of one batch are finite; says which input broke which method.
-fn finite(what: &str, config: &LossConfig, student: Side, teacher: Side) {
+fn finite(what: &str, (config, init): &(LossConfig, bool), student: Side, teacher: Side) {
     let b = student.outputs.logits.dims()[0];
-    let mut bench = Bench::with_sides(config, b, DType::F32, student, teacher);
+    let mut bench = Bench { init: *init, ..Bench::with_sides(config, b, DType::F32, student, teacher) };
     for step in 0..2 {
         let term = bench.term().unwrap_or_else(|e| panic!("{} on {what}: {e}", config.id()));
         let value = scalar(&term.value);
         assert!(value.is_finite(), "{} on {what}, step {step}: {value}", config.id());
         let grads = term.value.backward().unwrap();
-        let parts = bench.params.trainable();
+        let parts = bench.parts();
         for (name, var) in bench.student.vars.iter().chain(&parts) {
             let worst = grads.get(var).map(flat).unwrap_or_default().into_iter().find(|g| !g.is_finite());
             assert_eq!(worst, None, "{} on {what}, step {step}: gradient of {name}", config.id());
         }
-        bench.loss.after_step().unwrap();
+        bench.built.loss.after_step().unwrap();
     }
 }
 
@@ -54,9 +57,9 @@ fn degenerate_batches_are_finite() {
         ("tiny values", |_, _, x| 1e-20 * x, |_, _, x| 1e-20 * x),
         ("rectified values", |_, _, x| x.max(0.0), |_, _, x| x.max(0.0)),
     ];
-    for config in LossConfig::defaults().into_iter().map(small) {
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
         for (what, s, t) in cases {
-            finite(what, &config, filled(&config, false, 6, s), filled(&config, true, 6, t));
+            finite(what, &(config.clone(), init), filled(&config, false, 6, s), filled(&config, true, 6, t));
         }
         // All samples alike.
         let (s, t) = networks(&config);
@@ -66,22 +69,79 @@ fn degenerate_batches_are_finite() {
                 one.iter().copied().cycle().take(6 * one.len()).collect()
             })
         };
-        finite("one sample six times", &config, repeat(&s), repeat(&t));
+        finite("one sample six times", &(config.clone(), init), repeat(&s), repeat(&t));
     }
 }
 
 #[test]
 fn a_batch_of_one_is_defined() {
-    for config in LossConfig::defaults().into_iter().map(small) {
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
         let plain = |_: &str, _, x| x;
-        finite("one sample", &config, filled(&config, false, 1, plain), filled(&config, true, 1, plain));
+        finite(
+            "one sample",
+            &(config.clone(), init),
+            filled(&config, false, 1, plain),
+            filled(&config, true, 1, plain),
+        );
     }
 }
 
 #[test]
+fn dead_channels_are_finite() {
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
+        // Every second channel of every map and every second column of the other tensors.
+        let dead = |spec: &NetworkSpec| {
+            side(spec, 6, DType::F32, |name, shape| {
+                let (channels, size) = (shape[1], shape[2..].iter().product::<usize>());
+                let values = numbers(&format!("{}.{name}", spec.name), shape.iter().product());
+                values
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, x)| if i / size % channels % 2 == 0 { 0.0 } else { x })
+                    .collect()
+            })
+        };
+        let ((s, t), pair) = (networks(&config), (config.clone(), init));
+        finite("dead channels of the student", &pair, dead(&s), filled(&config, true, 6, |_, _, x| x));
+        finite("dead channels of the teacher", &pair, filled(&config, false, 6, |_, _, x| x), dead(&t));
+        finite("dead channels of both", &pair, dead(&s), dead(&t));
+    }
+}
+
+#[test]
+fn one_class_is_defined_or_refused_by_name() {
+    let mut refusals = Vec::new();
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
+        let (mut student, mut teacher) = networks(&config);
+        (student.classes, teacher.classes) = (1, 1);
+        let (s, t) = (random_side(&student, 4, DType::F32), random_side(&teacher, 4, DType::F32));
+        let run = || {
+            let built = build_for(&config, &(student, teacher), &[0; 20], DType::F32)?;
+            let mut bench = Bench { init, ..Bench::with_built(built, 4, s, t) };
+            bench.label_ids = vec![0; 4];
+            bench.labels = Tensor::zeros(4, DType::U32, &Device::Cpu).unwrap();
+            bench.term()
+        };
+        match run() {
+            Ok(term) => {
+                assert!(scalar(&term.value).is_finite(), "{}", config.id());
+                term.value.backward().unwrap();
+            }
+            Err(error) => {
+                let message = error.to_string();
+                assert!(message.starts_with(&format!("{}: ", config.id())) && message.contains("classes"), "{message}");
+                refusals.push(config.id());
+            }
+        }
+    }
+    // The binary part of dkd and the negatives of crd are made of other classes.
+    assert_eq!(refusals, ["dkd", "crd"]);
+}
+
+#[test]
 fn a_batch_of_one_class_is_defined() {
-    for config in LossConfig::defaults().into_iter().map(small) {
-        let mut bench = Bench::new(&config, 5, DType::F32);
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
+        let mut bench = Bench { init, ..Bench::new(&config, 5, DType::F32) };
         bench.index = vec![0, 4, 8, 12, 16];
         bench.label_ids = vec![0; 5];
         bench.labels = Tensor::zeros(5, DType::U32, &Device::Cpu).unwrap();
@@ -92,9 +152,10 @@ fn a_batch_of_one_class_is_defined() {
 
 #[test]
 fn nan_stays_visible() {
-    for config in LossConfig::defaults().into_iter().map(small) {
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
         for in_teacher in [false, true] {
-            if in_teacher && !config.needs().teacher {
+            let looks_at_student = !init || init_phase(&config).is_some_and(|phase| phase.student);
+            if !(if in_teacher { config.needs().teacher } else { looks_at_student }) {
                 continue;
             }
             let poison = |_: &str, i: usize, x: f64| if i == 3 { f64::NAN } else { x };
@@ -104,7 +165,8 @@ fn nan_stays_visible() {
             } else {
                 (filled(&config, false, 4, poison), filled(&config, true, 4, plain))
             };
-            let value = Bench::with_sides(&config, 4, DType::F32, student, teacher).term().map(|t| scalar(&t.value));
+            let mut bench = Bench { init, ..Bench::with_sides(&config, 4, DType::F32, student, teacher) };
+            let value = bench.term().map(|t| scalar(&t.value));
             assert!(value.as_ref().is_ok_and(|v| v.is_nan()), "{} (teacher: {in_teacher}): {value:?}", config.id());
         }
     }
@@ -112,10 +174,14 @@ fn nan_stays_visible() {
 
 #[test]
 fn batches_that_do_not_fit_are_errors_that_name_the_method() {
-    for config in LossConfig::defaults().into_iter().map(small).filter(|c| c.needs().teacher) {
+    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).filter(|c| c.needs().teacher).collect()) {
+        if init && init_phase(&config).is_some_and(|phase| !phase.student) {
+            continue;
+        }
         let plain = |_: &str, _, x| x;
         let (student, teacher) = (filled(&config, false, 4, plain), filled(&config, true, 3, plain));
-        let message = Bench::with_sides(&config, 4, DType::F32, student, teacher).term().unwrap_err().to_string();
+        let mut bench = Bench { init, ..Bench::with_sides(&config, 4, DType::F32, student, teacher) };
+        let message = bench.term().unwrap_err().to_string();
         assert!(message.starts_with(&format!("{}: ", config.id())), "{message}");
         assert!(message.contains("[4, ") && message.contains("[3, "), "{message}");
     }

@@ -26,9 +26,9 @@ fn output_losses() {
     let z = Tensor::new(&[[0.0, ln(3.0)]], CPU).unwrap();
     let one = Tensor::new(&[1i64], CPU).unwrap();
     close(&output::cross_entropy(&z, &one).unwrap(), -ln(0.75));
-    let uniform = output::label_smoothing(&z, &one, 0.2, output::SmoothingTarget::Uniform).unwrap();
+    let uniform = output::label_smoothing(&z, &one, 0.2, output::Spread::All).unwrap();
     close(&uniform, -(0.9 * ln(0.75) + 0.1 * ln(0.25)));
-    let others = output::label_smoothing(&z, &one, 0.2, output::SmoothingTarget::Others).unwrap();
+    let others = output::label_smoothing(&z, &one, 0.2, output::Spread::Wrong).unwrap();
     close(&others, -(0.8 * ln(0.75) + 0.2 * ln(0.25)));
     // Temperature 2: teacher (1/4, 3/4) from logits 0, 2 ln 3; student (1/2, 1/2); factor 4.
     let t = Tensor::new(&[[0.0, 2.0 * ln(3.0)]], CPU).unwrap();
@@ -55,7 +55,7 @@ fn two_classes_have_no_non_target_part_and_one_class_is_an_error() {
     assert!(grads.get(&s).is_none_or(|g| flat(g) == [0.0, 0.0]));
     let one = Tensor::new(&[[1.0]], CPU).unwrap();
     assert!(output::dkd(&one, &one, &label, 4.0).unwrap_err().to_string().contains("two classes"));
-    let others = output::label_smoothing(&one, &label, 0.1, output::SmoothingTarget::Others);
+    let others = output::label_smoothing(&one, &label, 0.1, output::Spread::Wrong);
     assert!(others.unwrap_err().to_string().contains("two classes"));
     let soft = Tensor::new(&[[0.5, 0.5]], CPU).unwrap();
     assert!(output::dkd(&s, &t, &soft, 4.0).unwrap_err().to_string().contains("class indices"));

@@ -4,6 +4,7 @@ use super::evaluate::{TeacherLogits, evaluate};
 use super::progress::{Progress, Running};
 use super::{Observer, Phase, Step, StepOutput, StepReport, Summary};
 use crate::{Error, Result};
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use retort_datasets::{Batch, Dataset, Loader};
 use retort_losses::Term;
@@ -221,23 +222,32 @@ impl<'a> PhaseState<'a> {
         let mut rng = seed.child("transform").child(&self.phase.name).child(&number.to_string()).rng();
         let batch = self.phase.transform.apply(batch.to_device(device)?, &mut rng)?;
         let output = self.phase.objective.step(&Step { batch: &batch, epoch, step: number })?;
-        let total = self.account(&output, &batch, epoch, running)?;
-        let grads = total.backward()?;
+        let [task, method] = self.account(&output, &batch, epoch, running)?;
+        let backward = |sum: Option<Tensor>| sum.map(|sum| sum.backward()).transpose();
+        let grads = [backward(task)?, backward(method)?];
+        let present: Vec<&GradStore> = grads.iter().flatten().collect();
         if !self.checked {
-            self.check_gradients(&self.optimizer.without_gradient(&grads), &output.terms)?;
+            self.check_gradients(&self.optimizer.without_gradient(&present), &output.terms)?;
             self.checked = true;
         }
         running.lr = self.phase.schedule.rate(number, per_epoch, self.phase.epochs);
-        self.optimizer.step(&grads, running.lr)?;
+        self.optimizer.step_split([grads[0].as_ref(), grads[1].as_ref()], running.lr)?;
         self.phase.objective.after_step()?;
         running.steps += 1;
         Ok(())
     }
 
-    /// Sums the terms, refusing any that is not finite, and adds them to the epoch's means.
-    fn account(&self, output: &StepOutput, batch: &Batch, epoch: usize, running: &mut Running) -> Result<Tensor> {
+    /// Sums the terms, refusing any that is not finite, and adds them to the epoch's means. The sums of the task's and of
+    /// the methods' terms are apart where the optimiser wants two gradients; otherwise the first one is the whole sum.
+    fn account(
+        &self,
+        output: &StepOutput,
+        batch: &Batch,
+        epoch: usize,
+        running: &mut Running,
+    ) -> Result<[Option<Tensor>; 2]> {
         let samples = batch.label_ids.len();
-        let mut total: Option<Tensor> = None;
+        let mut totals: [Option<Tensor>; 2] = [None, None];
         let mut loss = 0.0;
         for term in &output.terms {
             let value = scalar(&term.value)?;
@@ -260,7 +270,8 @@ impl<'a> PhaseState<'a> {
                 *running.terms.entry(format!("{}.{part}", term.name)).or_default() += scalar(value)? * samples as f64;
             }
             let weighted = term.weighted()?;
-            total = Some(match total {
+            let total = &mut totals[usize::from(self.optimizer.splits() && !term.is_task())];
+            *total = Some(match total.take() {
                 Some(sum) => (sum + weighted)?,
                 None => weighted,
             });
@@ -271,10 +282,11 @@ impl<'a> PhaseState<'a> {
             running.predicted += samples;
             running.correct += correct(logits, &batch.labels)?;
         }
-        total.ok_or_else(|| Error::Config {
-            what: "objective".into(),
-            message: "a step needs at least one loss term".into(),
-        })
+        if totals.iter().all(Option::is_none) {
+            let message = "a step needs at least one loss term".into();
+            return Err(Error::Config { what: "objective".into(), message });
+        }
+        Ok(totals)
     }
 
     fn check_gradients(&self, without: &[&str], terms: &[Term]) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The loop's promises: same bits, resume, clear stops.
 
+mod phases;
+
 use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use retort_datasets::{Batch, Dataset, Split, TransformConfig};

@@ -4,7 +4,7 @@ use super::linear;
 use crate::golden::Run;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use retort_losses::contrastive::{CrdMemory, MemoryConfig};
+use retort_losses::contrastive::{AliasTable, CrdMemory, MemoryConfig};
 
 /// Several steps on two memory banks with the heads held fixed; the loss is the sum over the steps.
 pub(super) fn crd(run: &mut Run<'_>) -> Result<()> {
@@ -54,4 +54,15 @@ fn pair(tensor: &Tensor) -> Result<[f64; 2]> {
     values
         .try_into()
         .map_err(|_| Error::invalid("crd", format!("`z_init` must have 2 entries, found {:?}", tensor.dims())))
+}
+
+/// The distribution that the table of some weights implies; there is no loss.
+pub(super) fn alias_sampler(run: &mut Run<'_>) -> Result<()> {
+    let weights: Vec<f64> = run.input("weights")?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
+    let n: usize = run.case().param_or("n", weights.len())?;
+    if n != weights.len() {
+        return Err(Error::invalid("alias-sampler", format!("n is {n}, but there are {} weights", weights.len())));
+    }
+    run.produce("implied", Tensor::new(AliasTable::new(&weights)?.implied(), &Device::Cpu)?);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use crate::golden::Run;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use retort_losses::StageLoss;
-use retort_losses::feature::{self, ConvRegressor, Resize, VidRegressor};
+use retort_losses::feature::{self, ConvRegressor, PolynomialKernel, Resize, VidRegressor};
 use retort_nn::MapShape;
 
 /// The maps of all stages; the family `distribution` calls its only pair `f_s`, `f_t`.
@@ -16,7 +16,7 @@ fn stages(run: &mut Run<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
     Ok((run.numbered("s")?, run.numbered("t")?))
 }
 
-fn produce_stages(run: &mut Run<'_>, loss: &StageLoss) -> Result<()> {
+pub(super) fn produce_stages(run: &mut Run<'_>, loss: &StageLoss) -> Result<()> {
     for (i, stage) in loss.stages.iter().enumerate() {
         run.produce(format!("stage{i}"), stage.clone());
     }
@@ -24,7 +24,7 @@ fn produce_stages(run: &mut Run<'_>, loss: &StageLoss) -> Result<()> {
     Ok(())
 }
 
-fn shape_of(map: &Tensor) -> Result<MapShape> {
+pub(super) fn shape_of(map: &Tensor) -> Result<MapShape> {
     let (_, channels, height, width) = map.dims4()?;
     Ok(MapShape { channels, height, width })
 }
@@ -55,15 +55,22 @@ pub(super) fn at(run: &mut Run<'_>) -> Result<()> {
     produce_stages(run, &loss)
 }
 
+/// The kernel is `poly` with `degree` and `coef0`, or a text such as `polynomial degree 2 offset 0`.
 pub(super) fn nst(run: &mut Run<'_>) -> Result<()> {
-    let kernel: String = run.param("kernel")?;
-    if !["poly", "polynomial degree 2 offset 0"].contains(&kernel.as_str()) {
-        return Err(Error::Unsupported(format!("kernel `{kernel}` of nst")));
+    let text: String = run.param("kernel")?;
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if !["poly", "polynomial"].contains(&words.first().copied().unwrap_or_default()) {
+        return Err(Error::Unsupported(format!("kernel `{text}` of nst")));
     }
-    fixed(run, "degree", 2.0)?;
-    fixed(run, "coef0", 0.0)?;
+    let word = |name: &str| words.windows(2).find(|pair| pair[0] == name).and_then(|pair| pair[1].parse().ok());
+    let degree: f64 = run.case().param_or("degree", word("degree").unwrap_or(2.0))?;
+    let offset: f64 = run.case().param_or("coef0", word("offset").unwrap_or(0.0))?;
+    if degree.fract() != 0.0 || !(1.0..=16.0).contains(&degree) {
+        return Err(Error::Unsupported(format!("nst with a kernel of degree {degree}")));
+    }
     let (student, teacher) = stages(run)?;
-    let loss = feature::neuron_selectivity(&student, &teacher)?;
+    let kernel = PolynomialKernel { degree: degree as u32, offset };
+    let loss = feature::neuron_selectivity_with(&student, &teacher, kernel)?;
     produce_stages(run, &loss)
 }
 

@@ -6,6 +6,8 @@
 
 mod contrastive;
 mod feature;
+mod feature_phases;
+mod feature_stages;
 mod model;
 mod output;
 mod relational;
@@ -29,6 +31,10 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "dkd" => output::dkd,
         "fitnet" => feature::fitnet,
         "at" => feature::at,
+        "ab" => feature_phases::ab,
+        "ft" => feature_phases::ft,
+        "ft-paraphraser" => feature_phases::ft_paraphraser,
+        "fsp" => feature_phases::fsp,
         "nst" => feature::nst,
         "vid" => feature::vid,
         "pkd" => feature::pkd,
@@ -37,6 +43,11 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "pkt" => relational::pkt,
         "cc" => relational::cc,
         "crd" => contrastive::crd,
+        "alias-sampler" => contrastive::alias_sampler,
+        "kdsvd" => feature_stages::kdsvd,
+        "ofd" => feature_stages::ofd,
+        "ofd-margin" => feature_stages::ofd_margin,
+        "reviewkd" => feature_stages::reviewkd,
         "model-forward" => model::forward,
         "model-train-step" => model::train_step,
         _ => return None,

@@ -3,7 +3,7 @@
 use crate::golden::Run;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use retort_losses::output::{self, SmoothingTarget};
+use retort_losses::output::{self, Spread};
 
 /// The task loss of training steps.
 pub(super) fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
@@ -27,12 +27,12 @@ pub(super) fn label_smoothing(run: &mut Run<'_>) -> Result<()> {
         Ok(value) => value,
         Err(_) => case.param("epsilon")?,
     };
-    let target = match case.param_or("convention", "uniform".to_string())?.as_str() {
-        "uniform" => SmoothingTarget::Uniform,
-        "others" => SmoothingTarget::Others,
+    let spread = match case.param_or("convention", "uniform".to_string())?.as_str() {
+        "uniform" => Spread::All,
+        "others" => Spread::Wrong,
         other => return Err(Error::Unsupported(format!("convention `{other}` of label smoothing"))),
     };
-    let loss = output::label_smoothing(&run.input("logits")?, &run.labels("labels")?, smoothing, target)?;
+    let loss = output::label_smoothing(&run.input("logits")?, &run.labels("labels")?, smoothing, spread)?;
     run.loss(&loss)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Relational losses. Embeddings (or maps) are `in.student` and `in.teacher`.
 
-use super::linear;
+use super::{fixed, linear};
 use crate::Result;
 use crate::golden::Run;
 use retort_losses::relational;
@@ -12,7 +12,12 @@ pub(super) fn sp(run: &mut Run<'_>) -> Result<()> {
 }
 
 pub(super) fn rkd(run: &mut Run<'_>) -> Result<()> {
-    let parts = relational::relational(&run.input("student")?, &run.input("teacher")?)?;
+    fixed(run, "eps", 1e-12)?;
+    let (student, teacher) = (run.input("student")?, run.input("teacher")?);
+    let parts = match run.case().param_or("squared", false)? {
+        false => relational::relational(&student, &teacher)?,
+        true => relational::relational_squared(&student, &teacher)?,
+    };
     let loss = parts.combine(run.param("w_d")?, run.param("w_a")?)?;
     run.produce("distance", parts.distance);
     run.produce("angle", parts.angle);

@@ -1,0 +1,379 @@
+//! `docs`: one page a method. The upper part of a page comes from the registry, the manifests and the published tables,
+//! the lower part is written by hand and kept.
+
+use crate::manifest::{Loaded, MethodConfig as Row, tables};
+use crate::methods::{COLUMNS, MethodRow, rows};
+use crate::{Error, Result};
+use clap::Args;
+use retort_losses::{LossConfig, MethodInfo};
+use retort_nn::OptimizerConfig;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const BEGIN: &str = "<!-- generated: begin -->\n";
+const END: &str = "<!-- generated: end -->\n";
+
+/// What the hand-written part of a page must have, in this order.
+const SECTIONS: [&str; 5] = ["Idea", "Formula", "Shapes", "Cost", "Hazards and deviations"];
+
+const INDEX: &str = "README.md";
+
+/// The trainer among the methods.
+const DOT: &str = "dot";
+
+/// Rows of published tables that others are compared with, the first of them that a table has.
+const REFERENCES: [&str; 4] = ["student", "no KD", "baseline", "KD"];
+
+#[derive(Debug, Args)]
+pub(crate) struct DocsArgs {
+    /// Write nothing; fail if a page is missing, stale, unfinished, or of no method.
+    #[arg(long)]
+    check: bool,
+    /// Folder of the pages.
+    #[arg(long, env = "RETORT_METHOD_PAGES", default_value = "docs/methods", hide_env_values = true)]
+    pages: PathBuf,
+    /// Folder of manifests.
+    #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
+    experiments: PathBuf,
+}
+
+impl DocsArgs {
+    /// Writes or compares; returns what was done.
+    pub(crate) fn execute(&self) -> Result<String> {
+        let pages = generated(&self.experiments)?;
+        let mut written = Vec::new();
+        let mut problems = strangers(&self.pages, &pages)?;
+        for (name, upper) in &pages {
+            let path = self.pages.join(name);
+            let old = match path.exists() {
+                true => Some(fs::read_to_string(&path).map_err(|e| Error::file(&path, format!("cannot read: {e}")))?),
+                false => None,
+            };
+            let lower = match &old {
+                Some(text) => by_hand(text).map_err(|message| Error::file(&path, message))?.to_string(),
+                None => skeleton(name),
+            };
+            let new = format!("{BEGIN}{upper}{END}{lower}");
+            if old.as_ref() != Some(&new) {
+                match (self.check, &old) {
+                    (true, None) => problems.push(format!("{name}: missing")),
+                    (true, Some(_)) => problems.push(format!("{name}: the generated part is stale")),
+                    (false, _) => written.push((path, new)),
+                }
+            }
+            if name != INDEX && (old.is_some() || !self.check) {
+                problems.extend(
+                    unwritten(&lower)
+                        .into_iter()
+                        .map(|section| format!("{name}: section `{section}` is missing or empty")),
+                );
+            }
+        }
+        self.report(&written, &problems)
+    }
+
+    fn report(&self, written: &[(PathBuf, String)], problems: &[String]) -> Result<String> {
+        if !written.is_empty() {
+            fs::create_dir_all(&self.pages).map_err(|e| Error::file(&self.pages, format!("cannot create: {e}")))?;
+        }
+        for (path, text) in written {
+            fs::write(path, text).map_err(|e| Error::file(path, format!("cannot write: {e}")))?;
+        }
+        if !problems.is_empty() {
+            let hint = if self.check { "; `cargo xtask docs` writes the generated parts" } else { "" };
+            return Err(Error::Failed(format!("{}{hint}", problems.join("\n"))));
+        }
+        let lines = written.iter().map(|(path, _)| format!("wrote {}\n", path.display()));
+        Ok(lines.collect::<String>() + "every method has its page\n")
+    }
+}
+
+/// The generated part of every page, by file name.
+fn generated(experiments: &Path) -> Result<BTreeMap<String, String>> {
+    let manifests =
+        tables(experiments)?.iter().map(|name| Loaded::table(experiments, name)).collect::<Result<Vec<_>>>()?;
+    let published = published(&experiments.join("published"))?;
+    let rows = rows();
+    let mut pages = BTreeMap::from([(INDEX.to_string(), index(&rows))]);
+    for config in LossConfig::defaults() {
+        let row = rows.iter().find(|row| row.id == config.id()).expect("the rows come from the registry");
+        let page = [facts(config.info(), row, &manifests), defaults(&config), gains(config.id(), &published)];
+        pages.insert(format!("{}.md", config.id()), page.concat());
+    }
+    pages.insert(format!("{DOT}.md"), trainer(&rows, &manifests) + &gains(DOT, &published));
+    Ok(pages)
+}
+
+/// The published gains of a method.
+fn gains(id: &str, published: &[Published]) -> String {
+    let tables: String = published.iter().map(|table| table.gains(id)).collect();
+    let none = "No published table in `experiments/published` has it.\n\n";
+    format!("## Published gain\n\n{}", if tables.is_empty() { none } else { &tables })
+}
+
+/// The upper part of the page of the trainer that is no loss.
+fn trainer(rows: &[MethodRow], manifests: &[Loaded]) -> String {
+    let row = rows.iter().find(|row| row.id == DOT).expect("the rows have it");
+    let [_, family, .., state, settings, code] = row.cells();
+    let is_dot = |row: &Row| matches!(row.optimizer.as_ref().map(AsRef::as_ref), Some(OptimizerConfig::Dot { .. }));
+    let lines = [
+        ("Source", row.source()),
+        ("Family", family.to_string()),
+        ("Code bases compared with", code.to_string()),
+        ("State in a checkpoint", state.to_string()),
+        ("Published settings", settings.to_string()),
+        ("Tables", usage(manifests, is_dot)),
+    ];
+    heading(row.title(), DOT, &lines)
+}
+
+/// The title and what a table of two columns says below it.
+fn heading(title: &str, id: &str, lines: &[(&str, String)]) -> String {
+    let lines: String = lines.iter().map(|(key, value)| line([key, value.as_str()])).collect();
+    format!("# {title} (`{id}`)\n\n| | |\n|---|---|\n{lines}\n")
+}
+
+fn index(rows: &[MethodRow]) -> String {
+    let pages: BTreeSet<&str> = retort_losses::registry().iter().map(|info| info.id).collect();
+    let mut text = "# Methods\n\n".to_string() + &line(COLUMNS) + &line(COLUMNS.map(|_| "---"));
+    for row in rows {
+        let mut cells = row.cells().map(String::from);
+        let page = match row.id.as_str() {
+            "ft-paraphraser" => Some("ft"),
+            DOT => Some(DOT),
+            id => pages.get(id).copied(),
+        };
+        cells[0] = match page {
+            Some(page) => format!("[`{}`]({page}.md)", row.id),
+            None => format!("`{}`", row.id),
+        };
+        text += &line(cells);
+    }
+    text
+}
+
+fn line<const N: usize>(cells: [impl AsRef<str>; N]) -> String {
+    let cells: Vec<String> = cells.iter().map(|cell| cell.as_ref().replace('|', "\\|")).collect();
+    format!("| {} |\n", cells.join(" | "))
+}
+
+fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
+    let some = |words: &[&str]| if words.is_empty() { "none".to_string() } else { words.join(", ") };
+    let [_, family, logits, pooled, maps, labels, index, _, _, state, ..] = row.cells();
+    let reads =
+        [("logits", logits), ("pooled embedding", pooled), ("maps", maps), ("labels", labels), ("sample index", index)];
+    let reads = reads.iter().filter(|(_, whose)| *whose != "-").map(|(what, whose)| match *whose {
+        "yes" => (*what).to_string(),
+        whose => format!("{what} ({whose})"),
+    });
+    let weights = match info.ce_weight {
+        Some(ce) => format!("{ce} for the cross-entropy, {} for the method", info.weight),
+        None => info.weight.to_string(),
+    };
+    // A task loss is named only where a row has nothing else.
+    let is_task = |config: &LossConfig| config.info().ce_weight.is_none();
+    let uses = |row: &Row| {
+        let mut losses = row.losses.iter().map(toml::Spanned::as_ref);
+        losses.clone().any(|config| config.id() == info.id) && (info.ce_weight.is_some() || losses.all(is_task))
+    };
+    let code = if info.code_bases.is_empty() { "none".to_string() } else { info.code_bases.join(", ") };
+    let lines = [
+        ("Source", row.source()),
+        ("Family", family.to_string()),
+        ("Code bases compared with", code),
+        ("Reads (s student, t teacher)", reads.collect::<Vec<_>>().join(", ")),
+        ("Trainable parts", some(info.trainable)),
+        ("Extra phase", info.phase.unwrap_or("none").to_string()),
+        ("State in a checkpoint", state.to_string()),
+        ("Published weights", weights),
+        ("Tables", usage(manifests, uses)),
+    ];
+    heading(info.title, info.id, &lines)
+}
+
+/// The tables with such rows.
+fn usage(manifests: &[Loaded], uses: impl Fn(&Row) -> bool) -> String {
+    let mut found = Vec::new();
+    for loaded in manifests {
+        let rows = loaded.manifest.methods.iter().filter(|row| uses(row));
+        let rows: Vec<String> = rows.map(|row| format!("`{}`", row.id.as_ref())).collect();
+        if !rows.is_empty() {
+            found.push(format!("`{}` (rows {})", loaded.name, rows.join(", ")));
+        }
+    }
+    if found.is_empty() { "none".into() } else { found.join("; ") }
+}
+
+fn defaults(config: &LossConfig) -> String {
+    let Ok(Value::Object(fields)) = serde_json::to_value(config) else {
+        unreachable!("a configuration is a table of fields")
+    };
+    let mut text = "## Defaults\n\n".to_string() + &line(["field", "default"]) + &line(["---", "---"]);
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "method") {
+        let value = if value.is_null() { "not set".into() } else { format!("`{value}`") };
+        text += &line([format!("`{name}`"), value]);
+    }
+    text + "\n"
+}
+
+/// A published table, as far as gains over the plain student need it.
+#[derive(Deserialize)]
+struct Published {
+    paper: String,
+    table: String,
+    dataset: String,
+    rows: Vec<PublishedRow>,
+}
+
+#[derive(Deserialize)]
+struct PublishedRow {
+    method: String,
+    teacher: String,
+    student: String,
+    value: Option<f64>,
+    source: String,
+}
+
+/// All published tables, by file name.
+fn published(folder: &Path) -> Result<Vec<Published>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let unreadable = |e: std::io::Error| Error::file(folder, format!("cannot read: {e}"));
+    let entries = fs::read_dir(folder).map_err(unreadable)?.collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
+    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let read = |path: &PathBuf| -> Result<Published> {
+        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(path, e))
+    };
+    paths.iter().map(read).collect()
+}
+
+impl Published {
+    /// A table of the rows in which a method occurs, alone or with others; empty where there is none.
+    fn gains(&self, id: &str) -> String {
+        let plain = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+        let with =
+            |row: &&PublishedRow| row.value.is_some() && row.method.split('+').any(|part| plain(part) == plain(id));
+        let mut lines = String::new();
+        let mut sources = BTreeSet::new();
+        for row in self.rows.iter().filter(with) {
+            let (Some(value), Some((reference, without))) = (row.value, self.reference(row)) else { continue };
+            sources.insert(row.source.as_str());
+            lines += &line([
+                format!("{} -> {}", row.teacher, row.student),
+                row.method.clone(),
+                reference.into(),
+                format!("{without:.2}"),
+                format!("{value:.2}"),
+                format!("{:+.2}", value - without),
+            ]);
+        }
+        if lines.is_empty() {
+            return lines;
+        }
+        let sources: Vec<&str> = sources.into_iter().collect();
+        format!(
+            "Accuracy in percent on {}: {}, {}; source: {}.\n\n{}{}{lines}\n",
+            self.dataset,
+            self.paper,
+            self.table,
+            sources.join(", "),
+            line(["teacher -> student", "row", "reference", "accuracy of the reference", "of the row", "gain"]),
+            "|---|---|---|---:|---:|---:|\n",
+        )
+    }
+
+    /// What the gain of a row is over: the plain student of the same pair or, in tables without it, KD.
+    fn reference(&self, of: &PublishedRow) -> Option<(&str, f64)> {
+        let same = |row: &&PublishedRow| row.teacher == of.teacher && row.student == of.student;
+        let named = |name: &&str| self.rows.iter().filter(same).find(|row| row.method == **name);
+        let row = REFERENCES.iter().filter(|name| **name != of.method).find_map(named)?;
+        Some((row.method.as_str(), row.value?))
+    }
+}
+
+/// Files in the folder that are the page of no method.
+fn strangers(folder: &Path, pages: &BTreeMap<String, String>) -> Result<Vec<String>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let unreadable = |e: std::io::Error| Error::file(folder, format!("cannot read: {e}"));
+    let entries = fs::read_dir(folder).map_err(unreadable)?.collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
+    let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut strange: Vec<String> = names.filter(|name| !pages.contains_key(name)).collect();
+    strange.sort();
+    Ok(strange.iter().map(|name| format!("{name}: no method of this name")).collect())
+}
+
+/// What follows the generated part.
+fn by_hand(text: &str) -> std::result::Result<&str, String> {
+    let rest = text.strip_prefix(BEGIN).and_then(|rest| rest.split_once(END));
+    let message = || format!("expected `{}` in the first line and `{}` below it", BEGIN.trim(), END.trim());
+    rest.map(|(_, lower)| lower).ok_or_else(message)
+}
+
+fn skeleton(name: &str) -> String {
+    if name == INDEX {
+        return String::new();
+    }
+    SECTIONS.iter().map(|section| format!("\n## {section}\n")).collect()
+}
+
+/// Sections that a hand-written part lacks or leaves empty.
+fn unwritten(lower: &str) -> Vec<&'static str> {
+    let filled = |section: &&str| {
+        let heading = format!("\n## {section}\n");
+        let body = lower.split_once(&heading).map(|(_, rest)| rest.split("\n## ").next().unwrap_or(rest));
+        body.is_some_and(|body| !body.trim().is_empty())
+    };
+    SECTIONS.into_iter().filter(|section| !filled(section)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gains_are_differences_to_the_reference_of_the_pair() {
+        let row = |method: &str, student: &str, value: f64| PublishedRow {
+            method: method.into(),
+            teacher: "big".into(),
+            student: student.into(),
+            value: Some(value),
+            source: "there".into(),
+        };
+        let rows = vec![
+            row("student", "a", 70.0),
+            row("student", "b", 60.0),
+            row("KD", "a", 72.5),
+            row("CRD+KD", "b", 59.0),
+            row("SKD", "a", 1.0),
+            row("KD", "c", 1.0),
+            row("DKD", "c", 3.0),
+        ];
+        let table = Published { paper: "P".into(), table: "T".into(), dataset: "D".into(), rows };
+        let text = table.gains("kd");
+        assert!(text.contains("| big -> a | KD | student | 70.00 | 72.50 | +2.50 |"), "{text}");
+        assert!(text.contains("| big -> b | CRD+KD | student | 60.00 | 59.00 | -1.00 |"), "{text}");
+        assert!(!text.contains("SKD") && !text.contains("-> c"), "{text}");
+        // Where a table has no plain student, KD is what it compares with.
+        assert!(table.gains("dkd").contains("| big -> c | DKD | KD | 1.00 | 3.00 | +2.00 |"), "{}", table.gains("dkd"));
+        assert_eq!(table.gains("at"), "");
+    }
+
+    #[test]
+    fn sections_must_have_text() {
+        let all: String = SECTIONS.iter().map(|section| format!("\n## {section}\n\ntext\n")).collect();
+        assert!(unwritten(&all).is_empty());
+        assert_eq!(unwritten(&skeleton("kd.md")), SECTIONS);
+        assert_eq!(unwritten(&all.replace("\n## Cost\n\ntext\n", "\n## Cost\n\n")), ["Cost"]);
+        assert!(by_hand("text").is_err() && by_hand(&format!("{BEGIN}a\n")).is_err());
+        assert_eq!(by_hand(&format!("{BEGIN}a\n{END}rest")), Ok("rest"));
+    }
+}
