@@ -126,7 +126,8 @@ fn dot_with_delta_0_is_sgd_and_with_another_it_is_not() {
     let dot = |delta: f64| trained(kd, &format!(r#"{{"kind":"dot","delta":{delta},"weight_decay":0.0005}}"#));
     let distance = |a: &Tensors, b: &Tensors| {
         let differences = a.iter().filter(|(name, _)| name.ends_with("weight")).map(|(name, t)| {
-            (t - &b[name]).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+            let values = (t - &b[name]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().fold(0f32, |max, x| max.max(x.abs()))
         });
         differences.fold(0f32, f32::max)
     };
