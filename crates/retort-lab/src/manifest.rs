@@ -57,6 +57,9 @@ pub struct PublishedConfig {
     pub optimizer: OptimizerConfig,
     /// Schedule of teacher and student.
     pub schedule: ScheduleConfig,
+    /// Learning rates of the students that do not start at the schedule's, by network.
+    #[serde(default)]
+    pub lr: BTreeMap<String, f64>,
 }
 
 /// One row.

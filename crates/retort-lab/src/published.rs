@@ -1,6 +1,6 @@
 //! Published numbers, shown only where the protocol agrees.
 
-use crate::manifest::{Loaded, Profile};
+use crate::manifest::{Loaded, Pair, Profile};
 use crate::plan::DataSpec;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -104,5 +104,15 @@ pub fn same_protocol(loaded: &Loaded, profile: &Profile, data: &DataSpec) -> boo
                     && recipe.optimizer.as_ref() == &published.optimizer
                     && recipe.schedule.as_ref() == &published.schedule
             })
+    })
+}
+
+/// Whether the students of a pair start at the published rate.
+#[must_use]
+pub fn same_rate(loaded: &Loaded, profile: &Profile, pair: &Pair) -> bool {
+    loaded.manifest.published.as_ref().is_some_and(|published| {
+        let expected = published.lr.get(pair.student.as_ref()).copied().unwrap_or(published.schedule.lr);
+        let rate = pair.lr.as_ref().map_or(profile.student.schedule.as_ref().lr, |lr| *lr.as_ref());
+        rate.to_bits() == expected.to_bits()
     })
 }

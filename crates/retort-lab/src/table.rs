@@ -2,7 +2,7 @@
 
 use crate::manifest::{Loaded, Profile, TEACHER};
 use crate::plan::{Plan, PlannedRun};
-use crate::published::{Cell, Published, same_protocol};
+use crate::published::{Cell, Published, same_protocol, same_rate};
 use crate::record::Record;
 use crate::stats::{Sample, paired};
 use crate::{Error, Result};
@@ -79,6 +79,7 @@ impl Table {
         let mut sections = Vec::new();
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
+            let other_rate = !same_rate(loaded, profile, pair);
             let mut rows = vec![teacher_row(
                 records.get(&plan.teachers[index].id()),
                 cell(Some(TEACHER), teacher, student, false),
@@ -93,8 +94,9 @@ impl Table {
                     continue;
                 }
                 let overrides = [&profile.overrides, &pair.overrides];
-                let replaced =
-                    method.optimizer.is_some() || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
+                let replaced = other_rate
+                    || method.optimizer.is_some()
+                    || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
                 let published = method.published.as_ref().map(|name| name.as_ref().as_str());
                 let cell = cell(published, teacher, student, replaced);
                 let mut row = method_row(id, &method.label, &runs, records, cell);

@@ -150,6 +150,12 @@ fn published_numbers_are_shown_under_their_own_protocol_only() {
     assert!(even.contains("12.340000") && !even.contains("other protocol"), "{even}");
     let quick = csv("quick");
     assert!(!quick.contains("12.34") && quick.contains("other protocol"), "{quick}");
+    // A pair that starts at another rate than the published student.
+    let manifest = fs::read_to_string(lab.path("experiments/tiny.toml")).unwrap();
+    let faster = super::EVEN.replacen("student = \"resnet8\" }", "student = \"resnet8\", lr = 0.06 }", 1);
+    fs::write(lab.path("experiments/tiny.toml"), manifest.replacen(super::EVEN, &faster, 1)).unwrap();
+    let faster = csv("even");
+    assert!(!faster.contains("12.34") && faster.contains("other protocol"), "{faster}");
 }
 
 #[test]

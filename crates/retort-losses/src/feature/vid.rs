@@ -44,13 +44,14 @@ pub fn variational_information(mean: &Tensor, teacher: &Tensor, rho: &Tensor, mi
     if mean.dims() != teacher.dims() {
         return Err(ops::mismatch(METHOD, "the predicted mean must have the teacher's shape", mean, teacher));
     }
-    let (_, c, _, _) = mean.dims4()?;
+    let (b, c, h, w) = mean.dims4()?;
     if rho.dims() != [c] {
         let found = rho.dims().to_vec();
         return Err(crate::Error::Shape { method: METHOD, what: "rho".into(), expected: format!("[{c}]"), found });
     }
     // One variance per channel: the squared residuals are averaged first, so nothing is broadcast over the map.
-    let error = reduce::channel_errors(mean, &teacher.detach())?;
+    let residual = (mean - teacher.detach())?.sqr()?.reshape((b, c, h * w))?;
+    let error = (residual.sum(2)?.sum(0)? * (1.0 / (b * h * w) as f64))?;
     let variance = (reduce::softplus(rho)? + min_var)?;
     let per_channel = ((error / &variance)? + variance.log()?)?;
     Ok((reduce::mean_all(&per_channel)? * 0.5)?)

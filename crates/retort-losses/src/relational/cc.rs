@@ -45,8 +45,9 @@ pub fn correlation_congruence(student: &Tensor, teacher: &Tensor) -> Result<Tens
     let delta = retort_kernels::abs(&(student - teacher)?)?;
     let b = delta.dims()[0];
     if b == 1 {
-        // Times zero rather than a fresh zero: NaN stays NaN, and the heads stay in the graph.
-        return reduce::sum_all(&(delta * 0.0)?);
+        // Times zeros rather than a fresh zero: NaN stays NaN, and the heads stay in the graph, from which candle would
+        // cut a factor that is a number.
+        return reduce::sum_all(&(&delta * delta.zeros_like()?)?);
     }
     let products = (delta.narrow(0, 0, b - 1)? * delta.narrow(0, 1, b - 1)?)?;
     Ok((reduce::sum_all(&products)? * (1.0 / (b - 1) as f64))?)

@@ -83,6 +83,13 @@ fn a_batch_of_one_is_defined() {
             filled(&config, false, 1, plain),
             filled(&config, true, 1, plain),
         );
+        // Every part that is trained keeps its place in the graph: the engine refuses a parameter without gradient.
+        let (student, teacher) = (filled(&config, false, 1, plain), filled(&config, true, 1, plain));
+        let mut bench = Bench { init, ..Bench::with_sides(&config, 1, DType::F32, student, teacher) };
+        let grads = bench.term().unwrap().value.backward().unwrap();
+        for (name, var) in &bench.parts() {
+            assert!(grads.get(var).is_some(), "{}: no gradient of {name} with one sample", config.id());
+        }
     }
 }
 

@@ -200,7 +200,6 @@ struct PhaseState<'a> {
     phase: &'a mut Phase,
     loader: Loader,
     optimizer: Optimizer,
-    checked: bool,
 }
 
 impl<'a> PhaseState<'a> {
@@ -208,7 +207,7 @@ impl<'a> PhaseState<'a> {
         phase.schedule.validate()?;
         let loader = phase.plan.loader(train, seed.child("data").child(&phase.name))?;
         let optimizer = Optimizer::new(phase.optimizer.clone(), phase.objective.groups())?;
-        Ok(Self { phase, loader, optimizer, checked: false })
+        Ok(Self { phase, loader, optimizer })
     }
 
     fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
@@ -226,9 +225,8 @@ impl<'a> PhaseState<'a> {
         let backward = |sum: Option<Tensor>| sum.map(|sum| sum.backward()).transpose();
         let grads = [backward(task)?, backward(method)?];
         let present: Vec<&GradStore> = grads.iter().flatten().collect();
-        if !self.checked {
+        if number == 0 {
             self.check_gradients(&self.optimizer.without_gradient(&present), &output.terms)?;
-            self.checked = true;
         }
         running.lr = self.phase.schedule.rate(number, per_epoch, self.phase.epochs);
         self.optimizer.step_split([grads[0].as_ref(), grads[1].as_ref()], running.lr)?;
