@@ -1,4 +1,4 @@
-"""Losses as the reference implementations write them: RepDistiller, and mdistiller for DKD."""
+"""Losses as the reference implementations write them: RepDistiller, and mdistiller for DKD, KDSVD, OFD and ReviewKD."""
 
 import math
 
