@@ -3,11 +3,11 @@
 
 use crate::manifest::{Loaded, MethodConfig as Row, tables};
 use crate::methods::{COLUMNS, MethodRow, rows};
+use crate::published::{Published, Row as PublishedRow};
 use crate::{Error, Result};
 use clap::Args;
 use retort_losses::{LossConfig, MethodInfo};
 use retort_nn::OptimizerConfig;
-use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -219,39 +219,22 @@ fn defaults(config: &LossConfig) -> String {
     text + "\n"
 }
 
-/// A published table, as far as gains over the plain student need it.
-#[derive(Deserialize)]
-struct Published {
-    paper: String,
-    table: String,
-    dataset: String,
-    rows: Vec<PublishedRow>,
-}
-
-#[derive(Deserialize)]
-struct PublishedRow {
-    method: String,
-    teacher: String,
-    student: String,
-    value: Option<f64>,
-    source: String,
-}
-
 /// All published tables, by file name.
 fn published(folder: &Path) -> Result<Vec<Published>> {
+    let tables = names(folder)?.into_iter().filter(|name| name.ends_with(".json"));
+    tables.map(|name| Published::read(&folder.join(name))).collect()
+}
+
+/// Names of the files in a folder, sorted; none where there is no folder.
+fn names(folder: &Path) -> Result<Vec<String>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
     let unreadable = |e: std::io::Error| Error::file(folder, format!("cannot read: {e}"));
     let entries = fs::read_dir(folder).map_err(unreadable)?.collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
-    let mut paths: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    paths.sort();
-    let read = |path: &PathBuf| -> Result<Published> {
-        let text = fs::read_to_string(path).map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(path, e))
-    };
-    paths.iter().map(read).collect()
+    let mut names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    Ok(names)
 }
 
 impl Published {
@@ -300,15 +283,8 @@ impl Published {
 
 /// Files in the folder that are the page of no method.
 fn strangers(folder: &Path, pages: &BTreeMap<String, String>) -> Result<Vec<String>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let unreadable = |e: std::io::Error| Error::file(folder, format!("cannot read: {e}"));
-    let entries = fs::read_dir(folder).map_err(unreadable)?.collect::<std::io::Result<Vec<_>>>().map_err(unreadable)?;
-    let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let mut strange: Vec<String> = names.filter(|name| !pages.contains_key(name)).collect();
-    strange.sort();
-    Ok(strange.iter().map(|name| format!("{name}: no method of this name")).collect())
+    let strange = names(folder)?.into_iter().filter(|name| !pages.contains_key(name));
+    Ok(strange.map(|name| format!("{name}: no method of this name")).collect())
 }
 
 /// What follows the generated part.

@@ -16,16 +16,16 @@ pub struct Published {
     pub table: String,
     /// Data set, as the paper writes it.
     pub dataset: String,
-    rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Row {
-    method: String,
-    teacher: String,
-    student: String,
-    value: Option<f64>,
-    source: String,
+pub(crate) struct Row {
+    pub(crate) method: String,
+    pub(crate) teacher: String,
+    pub(crate) student: String,
+    pub(crate) value: Option<f64>,
+    pub(crate) source: String,
 }
 
 /// What the published column says for a cell.
