@@ -117,7 +117,7 @@ fn gains(id: &str, published: &[Published]) -> String {
 /// The upper part of the page of the trainer that is no loss.
 fn trainer(rows: &[MethodRow], manifests: &[Loaded]) -> String {
     let row = rows.iter().find(|row| row.id == DOT).expect("the rows have it");
-    let [_, family, .., state, settings, code] = row.cells();
+    let [_, family, .., state, _, settings, code] = row.cells();
     let is_dot = |row: &Row| matches!(row.optimizer.as_ref().map(AsRef::as_ref), Some(OptimizerConfig::Dot { .. }));
     let lines = [
         ("Source", row.source()),
@@ -161,8 +161,8 @@ fn line<const N: usize>(cells: [impl AsRef<str>; N]) -> String {
 }
 
 fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
-    let some = |words: &[&str]| if words.is_empty() { "none".to_string() } else { words.join(", ") };
-    let [_, family, logits, pooled, maps, labels, index, _, _, state, ..] = row.cells();
+    let none = |cell: &str| if cell == "-" { "none".to_string() } else { cell.to_string() };
+    let [_, family, logits, pooled, maps, labels, index, phase, trainable, state, ..] = row.cells();
     let reads =
         [("logits", logits), ("pooled embedding", pooled), ("maps", maps), ("labels", labels), ("sample index", index)];
     let reads = reads.iter().filter(|(_, whose)| *whose != "-").map(|(what, whose)| match *whose {
@@ -185,9 +185,9 @@ fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
         ("Family", family.to_string()),
         ("Code bases compared with", code),
         ("Reads (s student, t teacher)", reads.collect::<Vec<_>>().join(", ")),
-        ("Trainable parts", some(info.trainable)),
-        ("Extra phase", info.phase.unwrap_or("none").to_string()),
-        ("State in a checkpoint", state.to_string()),
+        ("Trainable parts", none(trainable)),
+        ("Extra phase", none(phase)),
+        ("State in a checkpoint", none(state)),
         ("Published weights", weights),
         ("Tables", usage(manifests, uses)),
     ];

@@ -5,6 +5,7 @@ mod bench;
 pub mod cli;
 mod docs;
 mod error;
+mod fit;
 mod list;
 pub mod manifest;
 mod methods;

@@ -232,6 +232,7 @@ impl Loaded {
             self.check_losses(&method.id, &method.losses)?;
             if let Some(optimizer) = &method.optimizer {
                 optimizer.as_ref().validate().map_err(|e| self.point(optimizer.span(), &e))?;
+                self.check_split(optimizer, &method.losses)?;
             }
         }
         self.check_method(&manifest.baseline)?;
@@ -300,6 +301,10 @@ impl Loaded {
         for (method, losses) in overrides {
             self.check_method(method)?;
             self.check_losses(method, losses)?;
+            let row = self.manifest.methods.iter().find(|row| row.id.as_ref() == method.as_ref());
+            if let Some(optimizer) = row.and_then(|row| row.optimizer.as_ref()) {
+                self.check_split(optimizer, losses)?;
+            }
         }
         Ok(())
     }
@@ -329,6 +334,18 @@ impl Loaded {
         losses.iter().try_for_each(|loss| loss.as_ref().validate().map_err(|e| self.point(loss.span(), &e)))
     }
 
+    /// DOT treats the gradients of task and method apart, so a row that asks for it needs both.
+    fn check_split(&self, optimizer: &Spanned<OptimizerConfig>, losses: &[Spanned<LossConfig>]) -> Result<()> {
+        let task = |loss: &Spanned<LossConfig>| loss.as_ref().info().ce_weight.is_none();
+        let (some, all) = (losses.iter().any(task), losses.iter().all(task));
+        if !matches!(optimizer.as_ref(), OptimizerConfig::Dot { .. }) || (some && !all) {
+            return Ok(());
+        }
+        let message =
+            "`dot` needs a task loss (`ce`, `label-smoothing`) and a method beside it: it is SGD with momentum else";
+        Err(self.source.error(optimizer.span(), message))
+    }
+
     fn check_method(&self, id: &Spanned<String>) -> Result<()> {
         if self.method_ids().any(|known| known == id.as_ref()) {
             return Ok(());
@@ -338,7 +355,7 @@ impl Loaded {
     }
 
     /// Points at the field that a range check names between backticks.
-    fn point(&self, span: std::ops::Range<usize>, error: &dyn std::fmt::Display) -> Error {
+    pub(crate) fn point(&self, span: std::ops::Range<usize>, error: &dyn std::fmt::Display) -> Error {
         let message = error.to_string();
         let field = message.split('`').nth(1).unwrap_or_default().to_string();
         self.source.error_at(span, &field, message)

@@ -1,7 +1,7 @@
 //! The table of methods: what each one reads, trains and keeps, from the registry of losses.
 
 use retort_losses::feature::FtConfig;
-use retort_losses::{Family, MethodInfo, Side, registry};
+use retort_losses::{ExtraPhase, Family, Inputs, LossConfig, MapChoice, MethodInfo, Side};
 use retort_nn::OptimizerConfig;
 use serde::Serialize;
 
@@ -24,11 +24,13 @@ pub(crate) struct MethodRow {
     state: String,
     /// Cross-entropy / method.
     default_weight: String,
+    /// The other numbers and words among the defaults.
+    settings: String,
     code_base: String,
 }
 
 /// Headings of [`MethodRow::cells`].
-pub(crate) const COLUMNS: [&str; 12] = [
+pub(crate) const COLUMNS: [&str; 13] = [
     "method",
     "family",
     "logits",
@@ -40,11 +42,13 @@ pub(crate) const COLUMNS: [&str; 12] = [
     "trainable",
     "state",
     "weight (CE / method)",
+    "settings",
     "code base",
 ];
 
 impl MethodRow {
-    fn new(info: &MethodInfo) -> Self {
+    fn new(config: &LossConfig) -> Self {
+        let info = config.info();
         let yes = |flag: bool| if flag { "yes" } else { "-" }.to_string();
         let inputs = &info.inputs;
         Self {
@@ -56,13 +60,14 @@ impl MethodRow {
             family: family(info.family).into(),
             logits: side(inputs.logits).into(),
             pooled: side(inputs.embedding).into(),
-            maps: maps(inputs.maps, inputs.pre_activations),
+            maps: maps(inputs),
             labels: yes(inputs.labels),
             sample_index: yes(inputs.index),
-            extra_phase: info.phase.unwrap_or("-").into(),
-            trainable: list(info.trainable),
-            state: list(&[info.state, info.buffers].concat()),
+            extra_phase: phase(info.phase),
+            trainable: list(&trainable(info)),
+            state: list(&state(info)),
             default_weight: weights(info),
+            settings: settings(config),
             code_base: code_base(info.code_bases),
         }
     }
@@ -84,7 +89,7 @@ impl MethodRow {
         }
     }
 
-    pub(crate) fn cells(&self) -> [&str; 12] {
+    pub(crate) fn cells(&self) -> [&str; 13] {
         [
             &self.id,
             &self.family,
@@ -97,6 +102,7 @@ impl MethodRow {
             &self.trainable,
             &self.state,
             &self.default_weight,
+            &self.settings,
             &self.code_base,
         ]
     }
@@ -120,11 +126,53 @@ fn side(side: Side) -> &'static str {
     }
 }
 
-fn maps(post: Side, pre: Side) -> String {
-    let parts =
-        [("post", post), ("pre", pre)].map(|(name, of)| (of != Side::None).then(|| format!("{name} {}", side(of))));
-    let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { "-".into() } else { parts.join("; ") }
+fn maps(inputs: &Inputs) -> String {
+    let which = match inputs.which {
+        MapChoice::None => return "-".into(),
+        MapChoice::Stages => "stages".into(),
+        MapChoice::StemAndStages => "stem + stages".into(),
+        MapChoice::Last => "last".into(),
+        MapChoice::Entry(index) => format!("list entry {index}"),
+    };
+    let sides = [("post", inputs.maps), ("pre", inputs.pre_activations)];
+    let sides = sides.iter().filter(|(_, of)| *of != Side::None);
+    let mut parts: Vec<String> = sides.map(|(name, of)| format!("{name} {}", side(*of))).collect();
+    parts.push(which);
+    parts.extend(inputs.teacher_norms.then(|| "t's batch norms".into()));
+    parts.join("; ")
+}
+
+fn phase(phase: Option<ExtraPhase>) -> String {
+    match phase {
+        None => "-".into(),
+        Some(ExtraPhase::InitStudent(epochs)) => format!("init {epochs} epochs, then cross-entropy only"),
+        Some(ExtraPhase::InitParts(epochs)) => format!("init {epochs} epochs, parts only"),
+        Some(ExtraPhase::Ramp(epochs)) => format!("weight ramp, {epochs} epochs"),
+    }
+}
+
+fn trainable(info: &MethodInfo) -> Vec<&'static str> {
+    let student = matches!(info.phase, Some(ExtraPhase::InitStudent(_))).then_some("student up to its last map (init)");
+    info.trainable.iter().copied().chain(student).collect()
+}
+
+/// What a run has to know in order to go on, the trainer's epoch where a weight depends on it.
+fn state(info: &MethodInfo) -> Vec<&'static str> {
+    let epoch = matches!(info.phase, Some(ExtraPhase::Ramp(_))).then_some("epoch");
+    let margins = info.inputs.teacher_norms.then_some("margins (from t's batch norms)");
+    info.state.iter().chain(info.buffers).copied().chain(epoch).chain(margins).collect()
+}
+
+/// `temperature 4, variant rep-distiller`: every default that is a number or a word, but for the weight.
+fn settings(config: &LossConfig) -> String {
+    let fields = serde_json::to_value(config).unwrap_or_default();
+    let fields = fields.as_object().into_iter().flatten();
+    let words = fields.filter(|(name, _)| !matches!(name.as_str(), "method" | "weight")).filter_map(|(name, value)| {
+        let value = value.as_str().map(String::from).or_else(|| value.as_f64().map(|number| number.to_string()))?;
+        Some(format!("{name} {value}"))
+    });
+    let words = words.collect::<Vec<_>>().join(", ");
+    if words.is_empty() { "-".into() } else { words }
 }
 
 fn list(words: &[&str]) -> String {
@@ -150,9 +198,9 @@ fn code_base(code_bases: &[&str]) -> String {
 /// optimiser that treats the gradients of task and method apart.
 pub(crate) fn rows() -> Vec<MethodRow> {
     let mut rows = Vec::new();
-    for info in registry() {
-        let row = MethodRow::new(info);
-        if info.id == "ft" {
+    for config in LossConfig::defaults() {
+        let row = MethodRow::new(&config);
+        if config.id() == "ft" {
             rows.push(paraphraser(&row));
         }
         rows.push(row);
@@ -165,11 +213,12 @@ fn paraphraser(ft: &MethodRow) -> MethodRow {
     MethodRow {
         id: "ft-paraphraser".into(),
         title: "Paraphraser of factor transfer".into(),
-        maps: maps(Side::Teacher, Side::None),
+        maps: "post t; last".into(),
         extra_phase: format!("the phase before ft, {} epochs", FtConfig::default().init_epochs),
         trainable: "paraphraser".into(),
         state: "-".into(),
         default_weight: "- / 1".into(),
+        settings: "-".into(),
         ..ft.clone()
     }
 }
@@ -193,7 +242,8 @@ fn dot() -> MethodRow {
         extra_phase: none.clone(),
         trainable: none,
         state: "two momentum buffers".into(),
-        default_weight: format!("momentum {momentum}, delta {delta}"),
+        default_weight: "-".into(),
+        settings: format!("momentum {momentum}, delta {delta}"),
         code_base: code_base(&["megvii-research/mdistiller"]),
     }
 }
@@ -215,14 +265,19 @@ mod tests {
     #[test]
     fn there_is_a_row_for_every_method_and_two_more() {
         let rows = rows();
-        assert_eq!(rows.len(), registry().len() + 2);
+        assert_eq!(rows.len(), LossConfig::defaults().len() + 2);
         let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap().cells();
         assert_eq!(row("kd")[1..3], ["output", "s,t"]);
-        assert_eq!(row("kd")[10..], ["0.1 / 0.9", "RepDistiller, mdistiller"]);
+        assert_eq!(row("kd")[10..], ["0.1 / 0.9", "temperature 4", "RepDistiller, mdistiller"]);
         assert_eq!(row("ce")[10], "1 / -");
-        assert_eq!(row("at")[4], "post s,t");
-        assert_eq!(row("reviewkd")[4], "post s; pre t");
-        assert_eq!(row("dot")[10], "momentum 0.9, delta 0.075");
+        assert_eq!(row("at")[4], "post s,t; stages");
+        assert_eq!(row("sp")[4], "post s,t; last");
+        assert_eq!(row("fitnet")[4], "post s,t; list entry 2");
+        assert_eq!(row("reviewkd")[4], "post s; pre t; stages");
+        assert_eq!(row("ofd")[4], "pre s,t; stages; t's batch norms");
+        assert_eq!(row("dkd")[7..10], ["weight ramp, 20 epochs", "-", "epoch"]);
+        assert_eq!(row("fsp")[7], "init 30 epochs, then cross-entropy only");
+        assert_eq!(row("dot")[11], "momentum 0.9, delta 0.075");
         assert!(row("crd")[5..7] == ["yes", "yes"] && row("ft-paraphraser")[7].contains("30 epochs"));
         let text = table(&rows);
         assert!(text.lines().count() == rows.len() + 2 && text.contains("ft-paraphraser"), "{text}");

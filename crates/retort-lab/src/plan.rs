@@ -1,15 +1,18 @@
 //! From a manifest to runs: every run has an id that is a hash of what it does.
 
+use crate::fit::Fit;
 use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
 use crate::source::suggestion;
 use crate::{Error, Result};
 use retort_datasets::{Dataset, Split, TransformConfig};
 use retort_losses::LossConfig;
+use retort_models::ModelConfig;
 use retort_nn::{OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use toml::Spanned;
 
 /// Raised when kernels, losses or the loop start to give other numbers for the same specification,
 /// so that finished runs of an older state are not taken for new ones.
@@ -107,6 +110,13 @@ impl Splits {
         Ok(Self { train: part(Split::Train, train)?, test: part(Split::Test, test)? })
     }
 
+    /// What a network for these images is built with.
+    #[must_use]
+    pub fn model(&self) -> ModelConfig {
+        let shape = self.train.shape();
+        ModelConfig { in_channels: shape.channels, image: [shape.height, shape.width], classes: self.train.classes() }
+    }
+
     /// What these rows are.
     #[must_use]
     pub fn spec(&self) -> DataSpec {
@@ -160,7 +170,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// An unknown method in the selection, or no seed.
+    /// An unknown method in the selection, no seed, or a row whose losses the shapes of a pair do not allow.
     pub fn new(loaded: &Loaded, profile: &str, splits: &Splits, selection: &Selection) -> Result<Self> {
         let (name, profile) = loaded.profile(Some(profile))?;
         for id in &selection.only {
@@ -173,36 +183,26 @@ impl Plan {
             return Err(Error::Request(format!("`--seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}")));
         }
         let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
-        let baseline = loaded.manifest.baseline.as_ref();
+        let mut fit = Fit::new(splits.model(), splits.train.labels());
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
+            let rows = rows(loaded, pair, selection);
+            for method in &rows {
+                check_fit(loaded, &mut fit, pair, losses(method, profile, pair))?;
+            }
             let teacher = teacher_spec(profile, pair, splits);
             for seed in 1..=seeds {
-                for method in &loaded.manifest.methods {
-                    let id = method.id.as_ref();
-                    if !selection.only.is_empty() && !selection.only.contains(id) && id != baseline {
-                        continue;
-                    }
-                    if pair.without.iter().any(|other| other.as_ref() == id) {
-                        continue;
-                    }
-                    let losses = losses(method, profile, pair);
+                for method in &rows {
+                    let losses = losses(method, profile, pair).iter().map(|loss| loss.as_ref().clone()).collect();
                     // A method that uses no teacher still names one: its fidelity is measured too.
-                    let mut spec = spec(
-                        profile,
-                        &profile.student,
-                        pair.student.as_ref(),
-                        losses,
-                        Some(teacher.clone()),
-                        splits,
-                        seed,
-                    );
+                    let (recipe, student) = (&profile.student, pair.student.as_ref());
+                    let mut spec = spec(profile, recipe, student, losses, Some(teacher.clone()), splits, seed);
                     if let Some(optimizer) = &method.optimizer {
                         spec.optimizer = optimizer.as_ref().clone();
                     }
                     if let Some(lr) = &pair.lr {
                         spec.schedule.lr = *lr.as_ref();
                     }
-                    plan.runs.push(PlannedRun { method: id.clone(), pair: index, seed, spec });
+                    plan.runs.push(PlannedRun { method: method.id.as_ref().clone(), pair: index, seed, spec });
                 }
             }
             plan.teachers.push(teacher);
@@ -217,12 +217,34 @@ impl Plan {
     }
 }
 
-fn losses(method: &MethodConfig, profile: &Profile, pair: &Pair) -> Vec<LossConfig> {
-    let of = |(key, losses): (&toml::Spanned<String>, &Vec<toml::Spanned<LossConfig>>)| {
-        (key.as_ref() == method.id.as_ref()).then(|| losses.clone())
+/// The rows that run for a pair.
+fn rows<'a>(loaded: &'a Loaded, pair: &Pair, selection: &Selection) -> Vec<&'a MethodConfig> {
+    let wanted = |id: &String| {
+        let selected = selection.only.is_empty() || selection.only.contains(id);
+        (selected || id == loaded.manifest.baseline.as_ref()) && pair.without.iter().all(|other| other.as_ref() != id)
     };
-    let chosen = pair.overrides.iter().find_map(of).or_else(|| profile.overrides.iter().find_map(of));
-    chosen.unwrap_or_else(|| method.losses.clone()).into_iter().map(toml::Spanned::into_inner).collect()
+    loaded.manifest.methods.iter().filter(|method| wanted(method.id.as_ref())).collect()
+}
+
+/// The terms of a row: the pair's own, else the profile's own, else the manifest's.
+fn losses<'a>(method: &'a MethodConfig, profile: &'a Profile, pair: &'a Pair) -> &'a [Spanned<LossConfig>] {
+    let of = |(key, losses): (&Spanned<String>, &'a Vec<Spanned<LossConfig>>)| {
+        (key.as_ref() == method.id.as_ref()).then_some(losses)
+    };
+    pair.overrides.iter().find_map(of).or_else(|| profile.overrides.iter().find_map(of)).unwrap_or(&method.losses)
+}
+
+/// Refuses a row whose losses the shapes of the pair do not allow, before a teacher is trained for it.
+fn check_fit(loaded: &Loaded, fit: &mut Fit<'_>, pair: &Pair, losses: &[Spanned<LossConfig>]) -> Result<()> {
+    let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
+    losses.iter().try_for_each(|loss| {
+        let refused = |e| {
+            let message =
+                format!("{e} (teacher `{teacher}`, student `{student}`; the pair's `without` leaves a row out)");
+            loaded.point(loss.span(), &message)
+        };
+        fit.check(teacher, student, loss.as_ref()).map_err(refused)
+    })
 }
 
 /// Teachers are trained once, with seed 1, by plain cross-entropy.

@@ -266,7 +266,7 @@ impl Runner<'_> {
         side_by_side: usize,
     ) -> Result<Record> {
         let id = spec.id();
-        let model = self.model_config();
+        let model = self.splits.model();
         let teacher = spec.teacher.as_deref().map(|teacher| self.teacher(teacher, &model)).transpose()?;
         let seed = Seed::root(spec.seed);
         let objective = Offline::new(&OfflineConfig {
@@ -318,15 +318,6 @@ impl Runner<'_> {
         // The checkpoint is superseded; if it cannot be removed it only takes room.
         drop(std::fs::remove_file(checkpoint));
         Ok(record)
-    }
-
-    fn model_config(&self) -> ModelConfig {
-        let shape = self.splits.train.shape();
-        ModelConfig {
-            in_channels: shape.channels,
-            image: [shape.height, shape.width],
-            classes: self.splits.train.classes(),
-        }
     }
 
     /// The frozen network of a finished run; its weights must be those that the record speaks of.

@@ -23,6 +23,9 @@ impl Source {
             let message = error.message().trim();
             let wrong = quoted(message).into_iter().next();
             let hint = wrong.and_then(|wrong| {
+                if let Some(place) = no_loss(wrong).filter(|_| message.starts_with("unknown variant")) {
+                    return Some(format!("; {place}"));
+                }
                 let candidates = quoted(message).into_iter().skip(1);
                 nearest(wrong, candidates).map(|near| format!(", did you mean `{near}`?"))
             });
@@ -61,6 +64,15 @@ impl Source {
     }
 }
 
+/// Where names of the literature are to be found that stand beside the methods but are no losses.
+pub(crate) fn no_loss(name: &str) -> Option<&'static str> {
+    match name {
+        "dot" => Some("`dot` is an optimiser: give the row `optimizer = { kind = \"dot\" }`"),
+        "ft-paraphraser" => Some("the paraphraser is trained by `ft` itself, in its phase before the training"),
+        _ => None,
+    }
+}
+
 /// The words between backticks.
 fn quoted(message: &str) -> Vec<&str> {
     message.split('`').skip(1).step_by(2).collect()
@@ -93,6 +105,11 @@ mod tests {
         assert!(text.starts_with("m.toml:3:20: ") && text.contains("did you mean `temperature`"), "{text}");
         let text = message("losses = [{ method = \"kdd\" }]\n");
         assert!(text.starts_with("m.toml:1:23: ") && text.contains("did you mean `kd`"), "{text}");
+        let text = message("losses = [{ method = \"dot\" }]\n");
+        assert!(
+            text.starts_with("m.toml:1:23: ") && text.contains("kind = \"dot\"") && !text.contains("dkd`?"),
+            "{text}"
+        );
         let text = message("losses = []\nlosess = []\n");
         assert!(text.starts_with("m.toml:2:1: ") && text.contains("did you mean `losses`"), "{text}");
         let text = message("losses = [\n");

@@ -34,6 +34,35 @@ pub enum Side {
     Both,
 }
 
+/// Which of a network's maps a method reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MapChoice {
+    /// None.
+    #[default]
+    None,
+    /// One for each stage.
+    Stages,
+    /// That of the stem and one for each stage.
+    StemAndStages,
+    /// The last one.
+    Last,
+    /// One of the list, 0 being the stem's; here the default.
+    Entry(usize),
+}
+
+/// What a method does besides adding a term of constant weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExtraPhase {
+    /// A phase before the training, by default of so many epochs, that trains the student too; the term is 0 afterwards.
+    InitStudent(usize),
+    /// A phase before the training, by default of so many epochs, that trains parts of the method only.
+    InitParts(usize),
+    /// A weight that rises over the first epochs, by default so many.
+    Ramp(usize),
+}
+
 /// What a method reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Inputs {
@@ -45,6 +74,10 @@ pub struct Inputs {
     pub maps: Side,
     /// Feature maps before the activation.
     pub pre_activations: Side,
+    /// Which maps of either kind.
+    pub which: MapChoice,
+    /// Weight and bias of the teacher's batch norms.
+    pub teacher_norms: bool,
     /// Class labels, in the loss or in its sampler.
     pub labels: bool,
     /// Rows of the samples in the training set.
@@ -58,6 +91,8 @@ impl Inputs {
         embedding: Side::None,
         maps: Side::None,
         pre_activations: Side::None,
+        which: MapChoice::None,
+        teacher_norms: false,
         labels: false,
         index: false,
     };
@@ -82,8 +117,8 @@ pub struct MethodInfo {
     pub inputs: Inputs,
     /// Trainable parts, in words.
     pub trainable: &'static [&'static str],
-    /// A phase of its own before the training, or a ramp of the weight, in words.
-    pub phase: Option<&'static str>,
+    /// A phase of its own before the training, or a ramp of the weight.
+    pub phase: Option<ExtraPhase>,
     /// What a checkpoint must hold besides them, in words.
     pub state: &'static [&'static str],
     /// What is saved with its trainable parts without being trained by the loss, in words.

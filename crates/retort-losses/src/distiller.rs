@@ -116,6 +116,11 @@ impl<'a> Context<'a> {
     pub(crate) fn teacher(&self, method: &'static str) -> Result<&'a Outputs> {
         self.teacher.ok_or(Error::Missing { method, what: "the teacher's outputs" })
     }
+
+    /// Factor of a weight that rises linearly over so many epochs: `min((epoch + 1) / epochs, 1)`; 1 for no epochs.
+    pub(crate) fn ramp(&self, epochs: usize) -> f64 {
+        if epochs == 0 { 1.0 } else { ((self.epoch + 1) as f64 / epochs as f64).min(1.0) }
+    }
 }
 
 /// One summand of the objective, logged under its own name.

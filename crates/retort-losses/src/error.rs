@@ -103,5 +103,18 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+impl Error {
+    /// The same error with the place in front of its message ("stage 1"), where it has one in words.
+    pub(crate) fn at(self, place: &str) -> Self {
+        match self {
+            Self::Undefined { method, message } => Self::Undefined { method, message: format!("{place}: {message}") },
+            Self::Shape { method, what, expected, found } => {
+                Self::Shape { method, what: format!("{place}: {what}"), expected, found }
+            }
+            other => other,
+        }
+    }
+}
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

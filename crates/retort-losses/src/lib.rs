@@ -12,7 +12,7 @@ mod reduce;
 pub mod relational;
 mod stages;
 
-pub use config::{Family, Inputs, LossConfig, MethodInfo, Side, registry};
+pub use config::{ExtraPhase, Family, Inputs, LossConfig, MapChoice, MethodInfo, Side, registry};
 pub use distiller::{BuildContext, Context, Distiller, InitPhase, Needs, Term};
 pub use error::{Error, Result};
 pub use stages::{Align, StageLoss};

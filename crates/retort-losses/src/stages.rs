@@ -95,8 +95,10 @@ impl StageLoss {
         mut stage: impl FnMut(usize, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Self> {
         if student.len() != teacher.len() || student.is_empty() {
-            let list = |maps: &[Tensor]| maps.iter().map(|m| format!("{:?}", m.dims())).collect();
-            return Err(Error::Stages { method, student: list(student), teacher: list(teacher) });
+            let list = |maps: &[Tensor]| maps.iter().map(|m| format!("{:?}", m.dims())).collect::<Vec<_>>().join(", ");
+            let (s, t) = (list(student), list(teacher));
+            let message = format!("expected two lists of as many maps, at least one, found [{s}] and [{t}]");
+            return Err(Error::Undefined { method, message });
         }
         let pairs = student.iter().zip(teacher).enumerate();
         let stages = pairs.map(|(i, (s, t))| stage(i, s, t)).collect::<Result<Vec<_>>>()?;

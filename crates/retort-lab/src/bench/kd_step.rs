@@ -5,11 +5,11 @@ use super::clock::measure;
 use super::report::Report;
 use super::training::{Setup, Training};
 use super::{ImageShape, Options, Run};
-use crate::source::suggestion;
+use crate::source::{no_loss, suggestion};
 use crate::{Error, Result};
 use clap::Args;
-use retort_losses::LossConfig;
 use retort_losses::output::CeConfig;
+use retort_losses::{ExtraPhase, LossConfig};
 
 #[derive(Debug, Args)]
 pub(super) struct KdStepArgs {
@@ -47,6 +47,9 @@ impl KdStepArgs {
             Ok([laps.teacher, laps.forward, laps.loss, laps.backward, laps.optimizer])
         })?;
         let [teacher, forward, loss, backward, optimizer] = medians.parts;
+        let idle = matches!(method(&self.method)?.info().phase, Some(ExtraPhase::InitStudent(_)));
+        let note =
+            idle.then_some("a step of the training; the method's own term is in the phase before it (`bench loss`)");
         Ok(Report::new()
             .with("teacher", self.teacher.as_str())
             .with("student", self.student.as_str())
@@ -63,14 +66,16 @@ impl KdStepArgs {
             .with_peak_memory()
             .with_instruction_set()
             .with("image", self.image.to_string())
-            .with("classes", classes))
+            .with("classes", classes)
+            .with_some("note", note))
     }
 }
 
 /// A method with its published settings.
 pub(super) fn method(id: &str) -> Result<LossConfig> {
     LossConfig::defaults().into_iter().find(|config| config.id() == id).ok_or_else(|| {
-        let hint = suggestion(id, retort_losses::registry().iter().map(|info| info.id));
+        let known = || suggestion(id, retort_losses::registry().iter().map(|info| info.id));
+        let hint = no_loss(id).map_or_else(known, |place| format!("; {place}"));
         Error::Request(format!("unknown method `{id}`{hint}"))
     })
 }

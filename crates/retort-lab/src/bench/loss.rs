@@ -4,14 +4,14 @@ use super::batch::{ROWS, Samples, normal};
 use super::clock::{Stopwatch, measure};
 use super::kd_step::method;
 use super::report::Report;
-use super::training::build;
 use super::{ImageShape, Options, Run, candle_error, check_entries, loss_error, positive, seed};
+use crate::fit::Declared;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use clap::Args;
 use retort_losses::{BuildContext, Context, Distiller, LossConfig};
-use retort_nn::{NetworkSpec, Outputs, Params, StageNorm, Taps};
+use retort_nn::{NetworkSpec, Outputs, Params, Taps};
 use std::time::Duration;
 
 /// The pair whose outputs' shapes are used: equal channels, so that every method is defined for it.
@@ -111,30 +111,31 @@ impl Case {
         positive("--rows", rows)?;
         check_entries("the memory bank", &[rows, choice.dim.unwrap_or(1)])?;
         check_entries("the negatives", &[run.options.batch, choice.negatives.unwrap_or(0) + 1])?;
-        let ((student_spec, _), (teacher_spec, teacher_norms)) = (spec(STUDENT, run)?, spec(TEACHER, run)?);
+        let declared = |name| Declared::of(name, &run.options.model(IMAGE));
+        let (student, teacher) = (declared(STUDENT)?, declared(TEACHER)?);
         let samples = Samples::new(run, rows)?;
         let params = |name: &str| Params::new(seed().child(name), DType::F32, &Device::Cpu);
         let (parts, init_parts) = (params("method"), params("init"));
         let context = BuildContext {
-            student: &student_spec,
-            teacher: Some(&teacher_spec),
+            student: &student.spec,
+            teacher: Some(&teacher.spec),
             train_labels: &samples.train_labels,
             seed: seed().child("sampler"),
             scope: parts.root(),
             init_scope: init_parts.root(),
-            teacher_norms: teacher_norms.as_deref(),
+            teacher_norms: teacher.norms.as_deref(),
         };
         let loss = choice.config.build(&context).map_err(loss_error)?;
-        let init = choice.config.init_phase(&student_spec).is_some_and(|phase| phase.student);
+        let init = choice.config.init_phase(&student.spec).is_some_and(|phase| phase.student);
         let parts = if init { init_parts } else { parts };
         let mut vars = Vec::new();
         let taps = choice.config.needs().taps;
-        let student = outputs(&student_spec, run.options.batch, taps, |tensor| {
+        let student = outputs(&student.spec, run.options.batch, taps, |tensor| {
             let var = Var::from_tensor(&tensor).map_err(candle_error)?;
             vars.push(var.clone());
             Ok(var.into_inner())
         })?;
-        let teacher = outputs(&teacher_spec, run.options.batch, taps, Ok)?;
+        let teacher = outputs(&teacher.spec, run.options.batch, taps, Ok)?;
         Ok(Self { loss, init, parts, student, vars, teacher, samples })
     }
 
@@ -171,13 +172,6 @@ impl Case {
             None => Ok(()),
         }
     }
-}
-
-/// What a network declares about itself; the network is built and given back, a few MB.
-fn spec(name: &str, run: &Run<'_>) -> Result<(NetworkSpec, Option<Vec<StageNorm>>)> {
-    let params = Params::new(seed().child(name), DType::F32, &Device::Cpu);
-    let network = build(name, &run.options.model(IMAGE), &params)?;
-    Ok((network.spec().clone(), network.stage_norms()?))
 }
 
 /// Random outputs of these shapes, with the maps only where the loss reads them; `wrap` is shown each tensor.

@@ -114,6 +114,51 @@ fn lists_and_names_that_mean_nothing() {
 }
 
 #[test]
+fn a_method_that_a_pair_does_not_allow_is_found_before_training() {
+    // vgg8 has four stages, the resnet three.
+    let table = TINY.replacen(r#"student = "resnet8""#, r#"student = "vgg8""#, 1);
+    let table = table.replacen("digits-8x8\", train = 60", "fashion-mnist-10k\", train = 60", 1);
+    let kd = "{ method = \"kd\", temperature = 4.0 }";
+    let line = line_of(kd);
+    for (loss, column, parts) in [
+        (r#"{ method = "at" }"#, 3, ["at: the student has 4 stages", "`align`", "(teacher `resnet14`, student `vgg8`"]),
+        (r#"{ method = "at", align = "exact" }"#, 20, ["at: the student has 4 stages", "`align`", "`without`"]),
+        (r#"{ method = "fsp" }"#, 3, ["fsp: both networks must show as many maps", "16x28x28", "`without`"]),
+        (r#"{ method = "fitnet", map = 5 }"#, 3, ["fitnet", "5", "(teacher `resnet14`"]),
+    ] {
+        let lab = Lab::with(&table.replacen(kd, loss, 1));
+        let text = lab.refused(&["reproduce", "tiny"]);
+        for part in parts {
+            assert!(text.contains(part), "expected `{part}` in: {text}");
+        }
+        assert!(text.contains(&format!("tiny.toml:{line}:{column}: ")), "{text}");
+        assert!(!lab.path("runs").exists() && lab.refused(&["reproduce", "tiny", "--plan"]) == text);
+        lab.ok(&["reproduce", "tiny", "--plan", "--only", "ce"]);
+    }
+    let without = "student = \"vgg8\", without = [\"crd+kd\"]";
+    let table = table.replacen(kd, r#"{ method = "at" }"#, 1).replacen("student = \"vgg8\"", without, 1);
+    Lab::with(&table).ok(&["reproduce", "tiny", "--plan"]);
+}
+
+#[test]
+fn dot_without_a_task_or_a_method() {
+    let dot = "[[methods]]\nid = \"dot\"\nlabel = \"DOT\"\noptimizer = { kind = \"dot\" }\nlosses = ";
+    for losses in [r#"[{ method = "ce" }]"#, r#"[{ method = "kd" }]"#] {
+        typo(
+            "[profiles.quick]",
+            &format!("{dot}{losses}\n[profiles.quick]"),
+            &["tiny.toml:24:13", "`dot` needs a task"],
+        );
+    }
+    typo(
+        "id = \"crd+kd\"",
+        "id = \"crd+kd\"\noptimizer = { kind = \"dot\", delta = 2.0 }",
+        &["tiny.toml:14:", "`delta`"],
+    );
+    typo(r#"method = "crd""#, r#"method = "dot""#, &["tiny.toml:", "optimiser", "kind = \"dot\""]);
+}
+
+#[test]
 fn a_truncated_checkpoint_is_the_requests_fault() {
     let lab = Lab::new();
     let plan = lab.ok(&["reproduce", "tiny", "--plan"]);

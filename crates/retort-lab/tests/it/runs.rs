@@ -163,7 +163,7 @@ fn a_run_that_fails_does_not_stop_the_others() {
     // A rate that sends the loss to infinity; the other rows and the table still come.
     let lab = Lab::with(&super::TINY.replacen(
         "{ method = \"kd\", temperature = 4.0 }",
-        "{ method = \"kd\", weight = 1e38 }",
+        "{ method = \"kd\", weight = 1e300 }",
         1,
     ));
     let output = lab.run(&["reproduce", "tiny", "--seeds", "1"]);
@@ -171,6 +171,7 @@ fn a_run_that_fails_does_not_stop_the_others() {
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(table.contains("0 of 1 finished") && table.contains("cross-entropy"), "{table}");
     assert!(errors.contains("1 run(s) failed") && errors.contains("epoch"), "{errors}");
+    assert!(errors.contains("term `kd`") && errors.contains("times its weight `1"), "{errors}");
 }
 
 #[cfg(unix)]

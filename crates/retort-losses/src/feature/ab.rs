@@ -1,7 +1,7 @@
 //! Activation boundaries.
 
 use super::fitnet::ConvRegressor;
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, ExtraPhase, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, InitPhase, Needs, Term};
 use crate::reduce::{by_float, slice};
 use crate::stages::{Pairing, check_pre_activations};
@@ -13,6 +13,7 @@ use retort_nn::{MapShape, NetworkSpec, Scope, Taps};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "ab";
+const INIT_EPOCHS: usize = 30;
 
 /// Factor of the published loss, beside that of the stage.
 const SCALE: f64 = 3.0 / 1000.0;
@@ -170,7 +171,7 @@ pub struct AbConfig {
 
 impl Default for AbConfig {
     fn default() -> Self {
-        Self { init_epochs: 30, init_lr: None, margin: 1.0, align: Align::Exact, weight: 1.0 }
+        Self { init_epochs: INIT_EPOCHS, init_lr: None, margin: 1.0, align: Align::Exact, weight: 1.0 }
     }
 }
 
@@ -182,9 +183,9 @@ impl Method for AbConfig {
         paper: Some("Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons"),
         year: Some(2019),
         arxiv: Some("1811.03233"),
-        inputs: Inputs { pre_activations: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { pre_activations: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &["connector of each stage whose shapes differ"],
-        phase: Some("init 30 epochs, then cross-entropy only"),
+        phase: Some(ExtraPhase::InitStudent(INIT_EPOCHS)),
         state: &[],
         buffers: &["batch norm statistics"],
         ce_weight: Some(1.0),
@@ -211,7 +212,8 @@ impl Method for AbConfig {
         let pairing = Pairing::new(METHOD, self.align, ctx)?;
         let scope = ctx.init_scope.child("connectors");
         let shapes = pairing.shapes(ctx)?.into_iter().enumerate();
-        let connectors = shapes.map(|(i, (s, t))| Connector::new(s, t, &scope.child(i))).collect::<Result<_>>()?;
+        let connector = |(i, (s, t))| Connector::new(s, t, &scope.child(i)).map_err(|e| e.at(&format!("stage {i}")));
+        let connectors = shapes.map(connector).collect::<Result<_>>()?;
         Ok(Box::new(Ab { config: self.clone(), pairing, connectors }))
     }
 }
@@ -234,7 +236,7 @@ impl Distiller for Ab {
         let student = connected
             .map(|(i, (connector, (s, t)))| {
                 ops::check_maps(METHOD, i, s, t)?;
-                connector.forward(s)
+                connector.forward(s).map_err(|e| e.at(&format!("stage {i}")))
             })
             .collect::<Result<Vec<_>>>()?;
         let weights = boundary_weights(student.len());

@@ -1,6 +1,6 @@
 //! Spatial attention maps.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
@@ -79,7 +79,7 @@ impl Method for AtConfig {
         ),
         year: Some(2017),
         arxiv: Some("1612.03928"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &[],
         phase: None,
         state: &[],

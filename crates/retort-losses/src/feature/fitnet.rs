@@ -1,6 +1,6 @@
 //! Hints: regression of one teacher map.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Error, Result, ops, reduce};
 use candle_core::Tensor;
@@ -9,6 +9,8 @@ use retort_nn::{BatchNorm, Conv2d, Init, MapShape, Mode, Scope};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "fitnet";
+/// The second stage.
+const MAP: usize = 2;
 
 /// Hint loss (Romero et al. 2015, arXiv 1412.6550): `mean((r(f_s) - f_t)^2)` over all elements.
 ///
@@ -164,7 +166,7 @@ pub struct FitnetConfig {
 
 impl Default for FitnetConfig {
     fn default() -> Self {
-        Self { map: 2, regressor_relu: true, weight: 100.0 }
+        Self { map: MAP, regressor_relu: true, weight: 100.0 }
     }
 }
 
@@ -176,7 +178,7 @@ impl Method for FitnetConfig {
         paper: Some("FitNets: Hints for Thin Deep Nets"),
         year: Some(2015),
         arxiv: Some("1412.6550"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Entry(MAP), ..Inputs::NONE },
         trainable: &["convolutional regressor of the student's map"],
         phase: None,
         state: &[],
@@ -197,7 +199,8 @@ impl Method for FitnetConfig {
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         let student = ops::map_shape(METHOD, "student", ctx.student, self.map)?;
         let teacher = ops::map_shape(METHOD, "teacher", ctx.teacher(METHOD)?, self.map)?;
-        let regressor = ConvRegressor::new(student, teacher, self.regressor_relu, &ctx.scope)?;
+        let regressor = ConvRegressor::new(student, teacher, self.regressor_relu, &ctx.scope);
+        let regressor = regressor.map_err(|e| e.at(&format!("map {}", self.map)))?;
         Ok(Box::new(Fitnet { config: self.clone(), regressor }))
     }
 }

@@ -1,6 +1,6 @@
 //! Flow between consecutive layers.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, ExtraPhase, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, InitPhase, Needs, Term};
 use crate::{Error, Result, StageLoss, ops, reduce};
 use candle_core::Tensor;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
 const METHOD: &str = "fsp";
+const INIT_EPOCHS: usize = 30;
 
 /// Transfer of the flow of the solution procedure (Yim et al., "A Gift from Knowledge Distillation", CVPR 2017):
 /// how consecutive layers relate, measured by their channels' inner products.
@@ -117,7 +118,7 @@ pub struct FspConfig {
 
 impl Default for FspConfig {
     fn default() -> Self {
-        Self { init_epochs: 30, init_lr: None, weight: 1.0 }
+        Self { init_epochs: INIT_EPOCHS, init_lr: None, weight: 1.0 }
     }
 }
 
@@ -131,9 +132,9 @@ impl Method for FspConfig {
         ),
         year: Some(2017),
         arxiv: None,
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::StemAndStages, ..Inputs::NONE },
         trainable: &[],
-        phase: Some("init 30 epochs, then cross-entropy only"),
+        phase: Some(ExtraPhase::InitStudent(INIT_EPOCHS)),
         state: &[],
         buffers: &[],
         ce_weight: Some(1.0),

@@ -1,7 +1,7 @@
 //! Factor transfer.
 
 use super::fitnet::{Convolution, has_variance};
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, ExtraPhase, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, InitPhase, Needs, Term};
 use crate::reduce::{by_float, slice};
 use crate::{Error, Result, ops, reduce};
@@ -12,6 +12,7 @@ use retort_nn::{BatchNorm, Mode, NetworkSpec, Outputs, Scope};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "ft";
+const INIT_EPOCHS: usize = 30;
 const EPS: f64 = 1e-12;
 
 /// Slope of the leaky ReLU for negative arguments.
@@ -305,7 +306,7 @@ pub struct FtConfig {
 impl Default for FtConfig {
     fn default() -> Self {
         Self {
-            init_epochs: 30,
+            init_epochs: INIT_EPOCHS,
             init_lr: None,
             k: 0.5,
             p1: 2.0,
@@ -324,9 +325,9 @@ impl Method for FtConfig {
         paper: Some("Paraphrasing Complex Network: Network Compression via Factor Transfer"),
         year: Some(2018),
         arxiv: Some("1802.04977"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Last, ..Inputs::NONE },
         trainable: &["paraphraser of the teacher's last map", "translator of the student's last map"],
-        phase: Some("init 30 epochs, paraphraser only"),
+        phase: Some(ExtraPhase::InitParts(INIT_EPOCHS)),
         state: &[],
         buffers: &["paraphraser", "batch norm statistics"],
         ce_weight: Some(1.0),

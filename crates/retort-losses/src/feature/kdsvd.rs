@@ -1,7 +1,7 @@
 //! Affinities between the singular vectors of consecutive stages.
 
 use super::eigen::{self, Spectrum, axpy};
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Error, Result, StageLoss, ops, reduce};
@@ -379,7 +379,7 @@ impl Method for KdsvdConfig {
         paper: Some("Self-supervised Knowledge Distillation Using Singular Value Decomposition"),
         year: Some(2018),
         arxiv: Some("1807.06819"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &[],
         phase: None,
         state: &[],

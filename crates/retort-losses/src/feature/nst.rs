@@ -1,6 +1,6 @@
 //! Distributions of channel activation patterns.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
@@ -183,7 +183,7 @@ impl Method for NstConfig {
         paper: Some("Like What You Like: Knowledge Distill via Neuron Selectivity Transfer"),
         year: Some(2017),
         arxiv: Some("1707.01219"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &[],
         phase: None,
         state: &[],

@@ -1,6 +1,6 @@
 //! Pre-activation transfer with a margin ReLU and a partial distance.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::reduce::{self, by_float, lanes, slice};
 use crate::stages::{Pairing, check_pre_activations};
@@ -293,7 +293,7 @@ impl Method for OfdConfig {
         paper: Some("A Comprehensive Overhaul of Feature Distillation"),
         year: Some(2019),
         arxiv: Some("1904.01866"),
-        inputs: Inputs { pre_activations: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { pre_activations: Side::Both, which: MapChoice::Stages, teacher_norms: true, ..Inputs::NONE },
         trainable: &["connector of each stage"],
         phase: None,
         state: &[],

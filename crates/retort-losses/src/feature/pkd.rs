@@ -1,6 +1,6 @@
 //! Pearson correlation of feature maps.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::reduce::{by_float, slice};
 use crate::stages::Pairing;
@@ -245,7 +245,7 @@ impl Method for PkdConfig {
         paper: Some("PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient"),
         year: Some(2022),
         arxiv: Some("2207.02039"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &[],
         phase: None,
         state: &[],

@@ -1,7 +1,7 @@
 //! Knowledge review: deeper stages of the student are fused into shallower ones.
 
 use super::gate::gated_sum;
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, ExtraPhase, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::{Pairing, check_pre_activations};
 use crate::{Align, Error, Result, StageLoss, ops, reduce};
@@ -11,6 +11,7 @@ use retort_nn::{ConvBatchNorm, Init, MapShape, Mode, Scope, Taps, fan_in};
 use serde::{Deserialize, Serialize};
 
 const METHOD: &str = "reviewkd";
+const WARMUP_EPOCHS: usize = 20;
 /// Grids that the maps are compared on, besides their own.
 const LEVELS: [usize; 3] = [4, 2, 1];
 
@@ -234,14 +235,7 @@ pub struct ReviewkdConfig {
 impl Default for ReviewkdConfig {
     fn default() -> Self {
         let (student_pre_activations, align) = (false, Align::Exact);
-        Self { student_pre_activations, max_mid_channels: 512, warmup_epochs: 20, align, weight: 5.0 }
-    }
-}
-
-impl ReviewkdConfig {
-    /// The ramp's factor in an epoch counted from 0.
-    fn ramp(&self, epoch: usize) -> f64 {
-        if self.warmup_epochs == 0 { 1.0 } else { ((epoch + 1) as f64 / self.warmup_epochs as f64).min(1.0) }
+        Self { student_pre_activations, max_mid_channels: 512, warmup_epochs: WARMUP_EPOCHS, align, weight: 5.0 }
     }
 }
 
@@ -253,9 +247,15 @@ impl Method for ReviewkdConfig {
         paper: Some("Distilling Knowledge via Knowledge Review"),
         year: Some(2021),
         arxiv: Some("2104.09044"),
-        inputs: Inputs { embedding: Side::Both, maps: Side::Student, pre_activations: Side::Teacher, ..Inputs::NONE },
+        inputs: Inputs {
+            embedding: Side::Both,
+            maps: Side::Student,
+            pre_activations: Side::Teacher,
+            which: MapChoice::Stages,
+            ..Inputs::NONE
+        },
         trainable: &["fusion block of each stage and of the embedding"],
-        phase: Some("weight ramp, 20 epochs"),
+        phase: Some(ExtraPhase::Ramp(WARMUP_EPOCHS)),
         state: &[],
         buffers: &["batch norm statistics"],
         ce_weight: Some(1.0),
@@ -304,7 +304,7 @@ impl Distiller for Reviewkd {
         student_maps.push(as_map(&ctx.student.embedding)?);
         teacher_maps.push(as_map(&teacher.embedding)?);
         let loss = hierarchical_context(&self.review.forward(&student_maps)?, &teacher_maps)?;
-        let weight = self.config.weight * self.config.ramp(ctx.epoch);
+        let weight = self.config.weight * ctx.ramp(self.config.warmup_epochs);
         Ok(Term { name: METHOD, weight, parts: loss.parts(), value: loss.total })
     }
 }

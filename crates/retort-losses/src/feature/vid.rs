@@ -1,6 +1,6 @@
 //! Gaussian likelihood of the teacher's maps given the student's.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::stages::Pairing;
 use crate::{Align, Result, StageLoss, ops, reduce};
@@ -149,7 +149,7 @@ impl Method for VidConfig {
         paper: Some("Variational Information Distillation for Knowledge Transfer"),
         year: Some(2019),
         arxiv: Some("1904.05835"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Stages, ..Inputs::NONE },
         trainable: &["regressor of each stage", "variances of each stage"],
         phase: None,
         state: &[],

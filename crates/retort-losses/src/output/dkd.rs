@@ -1,10 +1,12 @@
 //! Target and non-target parts of the softened distributions, weighted apart.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side, check};
+use crate::config::{self, ExtraPhase, Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Error, Result, ops, reduce};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+
+const WARMUP_EPOCHS: usize = 20;
 
 /// The two parts of decoupled knowledge distillation, each with the factor `T^2 / B`.
 #[derive(Clone, Debug)]
@@ -111,14 +113,7 @@ pub struct DkdConfig {
 
 impl Default for DkdConfig {
     fn default() -> Self {
-        Self { alpha: 1.0, beta: 8.0, temperature: 4.0, warmup_epochs: 20, weight: 1.0 }
-    }
-}
-
-impl DkdConfig {
-    /// The ramp's factor in an epoch counted from 0.
-    fn ramp(&self, epoch: usize) -> f64 {
-        if self.warmup_epochs == 0 { 1.0 } else { ((epoch + 1) as f64 / self.warmup_epochs as f64).min(1.0) }
+        Self { alpha: 1.0, beta: 8.0, temperature: 4.0, warmup_epochs: WARMUP_EPOCHS, weight: 1.0 }
     }
 }
 
@@ -132,7 +127,7 @@ impl Method for DkdConfig {
         arxiv: Some("2203.08679"),
         inputs: Inputs { logits: Side::Both, labels: true, ..Inputs::NONE },
         trainable: &[],
-        phase: Some("weight ramp, 20 epochs"),
+        phase: Some(ExtraPhase::Ramp(WARMUP_EPOCHS)),
         state: &[],
         buffers: &[],
         ce_weight: Some(1.0),
@@ -162,6 +157,6 @@ impl Distiller for DkdConfig {
         let loss = dkd(&ctx.student.logits, &teacher.logits, ctx.labels, self.temperature)?;
         let value = loss.combine(self.alpha, self.beta)?;
         let parts = vec![("tckd".to_string(), loss.tckd), ("nckd".to_string(), loss.nckd)];
-        Ok(Term { name: Self::INFO.id, weight: self.weight * self.ramp(ctx.epoch), value, parts })
+        Ok(Term { name: Self::INFO.id, weight: self.weight * ctx.ramp(self.warmup_epochs), value, parts })
     }
 }

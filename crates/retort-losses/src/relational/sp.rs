@@ -1,6 +1,6 @@
 //! Similarities within a batch.
 
-use crate::config::{self, Family, Inputs, Method, MethodInfo, Side};
+use crate::config::{self, Family, Inputs, MapChoice, Method, MethodInfo, Side};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
 use crate::{Result, ops, reduce};
 use candle_core::Tensor;
@@ -66,7 +66,7 @@ impl Method for SpConfig {
         paper: Some("Similarity-Preserving Knowledge Distillation"),
         year: Some(2019),
         arxiv: Some("1907.09682"),
-        inputs: Inputs { maps: Side::Both, ..Inputs::NONE },
+        inputs: Inputs { maps: Side::Both, which: MapChoice::Last, ..Inputs::NONE },
         trainable: &[],
         phase: None,
         state: &[],

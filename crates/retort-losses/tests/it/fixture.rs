@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
+use retort_losses::feature::SvdVariant;
 use retort_losses::{BuildContext, Context, Distiller, InitPhase, LossConfig};
 use retort_nn::{MapShape, NetworkSpec, Outputs, Params, Seed, StageNorm};
 
@@ -43,6 +44,11 @@ pub(crate) fn networks(config: &LossConfig) -> (NetworkSpec, NetworkSpec) {
     let student = spec("student", &[[3, 8], [4, 8], [6, 4], [5, 4]], 5);
     let teacher = match config {
         LossConfig::Pkd(_) | LossConfig::Fsp(_) => spec("teacher", &[[3, 8], [4, 8], [6, 4], [5, 2]], 9),
+        // Twice as large in this map: the transposed regressor.
+        LossConfig::Fitnet(c) if c.map == 1 => spec("teacher", &[[5, 8], [8, 16], [7, 4], [9, 2]], 9),
+        LossConfig::Kdsvd(c) if c.variant == SvdVariant::Channel => {
+            spec("teacher", &[[5, 8], [4, 8], [6, 4], [5, 2]], 9)
+        }
         LossConfig::Kdsvd(_) => spec("teacher", &[[5, 8], [8, 8], [7, 4], [9, 4]], 9),
         _ => spec("teacher", &[[5, 8], [8, 8], [7, 4], [9, 2]], 9),
     };
@@ -62,6 +68,38 @@ pub(crate) fn small(config: LossConfig) -> LossConfig {
         }
         other => other,
     }
+}
+
+/// Every other way through a method's code than the default one.
+pub(crate) fn variants() -> Vec<LossConfig> {
+    let texts = [
+        r#"{"method": "label-smoothing", "smoothing": 0.3, "spread": "wrong"}"#,
+        r#"{"method": "kd", "temperature": 1.5}"#,
+        r#"{"method": "dkd", "alpha": 0.5, "beta": 2.0, "temperature": 2.0}"#,
+        r#"{"method": "fitnet", "map": 1}"#,
+        r#"{"method": "fitnet", "map": 3, "regressor_relu": false}"#,
+        r#"{"method": "at", "p": 1.0, "align": "tail"}"#,
+        r#"{"method": "at", "p": 3.5, "align": "head"}"#,
+        r#"{"method": "ab", "margin": 0.25, "align": "tail"}"#,
+        r#"{"method": "ft", "k": 1.0, "p1": 3.0, "p2": 2.0}"#,
+        r#"{"method": "ft", "factor_norm": "full", "p1": 1.0, "p2": 1.5}"#,
+        r#"{"method": "nst", "degree": 1}"#,
+        r#"{"method": "nst", "degree": 3, "offset": 0.5}"#,
+        r#"{"method": "kdsvd", "variant": "channel"}"#,
+        r#"{"method": "kdsvd", "variant": "channel", "k": 2, "extra": 1, "rbf_div": 2.0}"#,
+        r#"{"method": "kdsvd", "k": 3, "extra": 0}"#,
+        r#"{"method": "vid", "init_var": 0.5, "min_var": 0.1}"#,
+        r#"{"method": "ofd", "kernel_size": 3, "teacher_bn": "running", "cdf_threshold": 0.2}"#,
+        r#"{"method": "reviewkd", "student_pre_activations": true, "max_mid_channels": 3}"#,
+        r#"{"method": "pkd", "resize": "teacher"}"#,
+        r#"{"method": "rkd", "squared": true, "angle": 1.0}"#,
+        r#"{"method": "rkd", "distance": 0.0}"#,
+        r#"{"method": "pkt", "eps": 0.001}"#,
+        r#"{"method": "crd", "mode": "relax", "momentum": 0.0}"#,
+        r#"{"method": "crd", "negatives_by": "instance", "temperature": 1.0}"#,
+        r#"{"method": "crd", "percent": 0.5}"#,
+    ];
+    texts.map(|text| small(serde_json::from_str(text).unwrap())).to_vec()
 }
 
 pub(crate) struct Side {

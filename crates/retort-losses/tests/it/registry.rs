@@ -1,7 +1,7 @@
 //! Loops over the registry.
 
 use crate::fixture::{
-    Bench, build, build_for, flat, init_phase, networks, numbers, scalar, side, small, terms, train_labels,
+    Bench, build, build_for, flat, init_phase, networks, numbers, scalar, side, small, terms, train_labels, variants,
 };
 use candle_core::{DType, Device, Tensor, Var};
 use retort_losses::{BuildContext, LossConfig, Side, registry};
@@ -82,7 +82,8 @@ fn defaults_build_and_give_finite_values_and_gradients() {
 
 #[test]
 fn gradients_agree_with_central_differences() {
-    for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
+    let configs = LossConfig::defaults().into_iter().map(small).chain(variants());
+    for (config, init) in terms(configs.collect()) {
         let mut bench = Bench { init, ..Bench::new(&config, 6, DType::F64) };
         // One step first: normalisers are set and banks have moved.
         bench.term().unwrap();
@@ -110,7 +111,7 @@ fn gradients_agree_with_central_differences() {
                 at(values[i]);
                 let error = (grad[i] - slope).abs();
                 let allowed = 5e-9 + 1e-5 * slope.abs() + rounding;
-                assert!(error <= allowed, "{} {name}[{i}]: {} against {slope}", config.id(), grad[i]);
+                assert!(error <= allowed, "{config:?} {name}[{i}]: {} against {slope}", grad[i]);
                 probed += 1;
             }
         }

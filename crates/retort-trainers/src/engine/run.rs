@@ -249,25 +249,17 @@ impl<'a> PhaseState<'a> {
         let mut loss = 0.0;
         for term in &output.terms {
             let value = scalar(&term.value)?;
-            if !value.is_finite() {
-                let rows: Vec<String> = batch.index.iter().take(8).map(ToString::to_string).collect();
-                let samples = format!("{}{}", rows.join(", "), if batch.index.len() > 8 { ", ..." } else { "" });
-                let (phase, term) = (self.phase.name.clone(), term.name.to_string());
-                return Err(Error::NotFinite {
-                    phase,
-                    epoch: epoch + 1,
-                    step: running.steps + 1,
-                    term,
-                    value,
-                    samples,
-                });
+            let weighted = term.weighted()?;
+            // A weight may overflow what the loss itself does not.
+            let summand = scalar(&weighted)?;
+            if !(value.is_finite() && summand.is_finite()) {
+                return Err(self.not_finite(term, [value, summand], batch, epoch, running));
             }
             loss += term.weight * value;
             *running.terms.entry(term.name.to_string()).or_default() += value * samples as f64;
             for (part, value) in &term.parts {
                 *running.terms.entry(format!("{}.{part}", term.name)).or_default() += scalar(value)? * samples as f64;
             }
-            let weighted = term.weighted()?;
             let total = &mut totals[usize::from(self.optimizer.splits() && !term.is_task())];
             *total = Some(match total.take() {
                 Some(sum) => (sum + weighted)?,
@@ -285,6 +277,25 @@ impl<'a> PhaseState<'a> {
             return Err(Error::Config { what: "objective".into(), message });
         }
         Ok(totals)
+    }
+
+    /// The term that is not finite, or whose weight makes it so.
+    fn not_finite(
+        &self,
+        term: &Term,
+        [value, summand]: [f64; 2],
+        batch: &Batch,
+        epoch: usize,
+        running: &Running,
+    ) -> Error {
+        let rows: Vec<String> = batch.index.iter().take(8).map(ToString::to_string).collect();
+        let samples = format!("{}{}", rows.join(", "), if batch.index.len() > 8 { ", ..." } else { "" });
+        let (phase, name) = (self.phase.name.clone(), term.name.to_string());
+        let (term, value) = match value.is_finite() {
+            true => (format!("{name}` = {value} times its weight `{}", term.weight), summand),
+            false => (name, value),
+        };
+        Error::NotFinite { phase, epoch: epoch + 1, step: running.steps + 1, term, value, samples }
     }
 
     fn check_gradients(&self, without: &[&str], terms: &[Term]) -> Result<()> {
