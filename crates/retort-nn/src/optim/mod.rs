@@ -1,11 +1,16 @@
 //! Optimisers with parameter groups and a state that can be saved.
 
+mod config;
+mod inplace;
+mod rules;
+
+pub use config::OptimizerConfig;
+
 use crate::params::Tensors;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor, Var, WithDType};
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use candle_core::{Tensor, Var};
+use rules::SgdStep;
 
 /// Parameters that share settings.
 #[derive(Clone)]
@@ -23,116 +28,6 @@ impl ParamGroup {
     #[must_use]
     pub fn new(params: Vec<(String, Var)>) -> Self {
         Self { params, lr_scale: 1.0, weight_decay: None }
-    }
-}
-
-/// Which optimiser, and with what settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum OptimizerConfig {
-    /// Stochastic gradient descent in PyTorch's order:
-    /// `d = g + wd w; v <- mu v + (1 - dampening) d` (v = d on the first step);
-    /// `w <- w - lr (d + mu v)` with Nesterov momentum, `w <- w - lr v` without, `w <- w - lr d` for mu = 0.
-    Sgd {
-        /// mu, in [0, 1).
-        #[serde(default)]
-        momentum: f64,
-        /// Nesterov's form; needs momentum > 0 and dampening 0.
-        #[serde(default)]
-        nesterov: bool,
-        /// In [0, 1].
-        #[serde(default)]
-        dampening: f64,
-        /// wd, >= 0, on all parameters, biases and norms included.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-    /// Distillation-oriented training (Zhao et al., "DOT: A Distillation-Oriented Trainer", ICCV 2023): SGD with one
-    /// momentum buffer for the gradient of the task's loss and one for that of the distillation losses,
-    /// `v_kd <- (mu + delta) v_kd + g_kd`, `v_ce <- (mu - delta) v_ce + g_ce + wd w`, `w <- w - lr (v_ce + v_kd)`;
-    /// on the first step each buffer is its gradient.
-    ///
-    /// A parameter that only one of the losses reaches is trained as by SGD with momentum mu.
-    Dot {
-        /// mu, in [0, 1).
-        #[serde(default = "beta1")]
-        momentum: f64,
-        /// delta, in [0, mu], with mu + delta < 1: 0.075 for CIFAR-100 and Tiny-ImageNet, 0.09 for ImageNet.
-        #[serde(default = "delta")]
-        delta: f64,
-        /// wd, >= 0, once, in the task's buffer.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101):
-    /// `w <- w - lr wd w - lr m^ / (sqrt(v^) + eps)`, bias-corrected moments.
-    #[serde(rename = "adamw")]
-    AdamW {
-        /// Decay of the first moment, in [0, 1).
-        #[serde(default = "beta1")]
-        beta1: f64,
-        /// Decay of the second moment, in [0, 1).
-        #[serde(default = "beta2")]
-        beta2: f64,
-        /// Added to the root, > 0.
-        #[serde(default = "epsilon")]
-        eps: f64,
-        /// wd, >= 0.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-fn beta2() -> f64 {
-    0.999
-}
-fn delta() -> f64 {
-    0.075
-}
-fn epsilon() -> f64 {
-    1e-8
-}
-
-impl OptimizerConfig {
-    /// Checks the ranges once, before the first batch.
-    ///
-    /// # Errors
-    ///
-    /// Names the field, the value and the range.
-    pub fn validate(&self) -> Result<()> {
-        let within = |name: &str, value: f64, ok: bool, range: &str| {
-            if ok && value.is_finite() {
-                return Ok(());
-            }
-            Err(Error::invalid("optimizer", format!("`{name}` must be {range}, found {value}")))
-        };
-        let unit = |name: &str, value: f64| within(name, value, (0.0..1.0).contains(&value), "in [0, 1)");
-        match *self {
-            Self::Sgd { momentum, nesterov, dampening, weight_decay } => {
-                unit("momentum", momentum)?;
-                within("dampening", dampening, (0.0..=1.0).contains(&dampening), "in [0, 1]")?;
-                within("weight_decay", weight_decay, weight_decay >= 0.0, ">= 0")?;
-                if nesterov && (momentum == 0.0 || dampening != 0.0) {
-                    return Err(Error::invalid("optimizer", "`nesterov` needs momentum > 0 and dampening 0"));
-                }
-                Ok(())
-            }
-            Self::Dot { momentum, delta, weight_decay } => {
-                unit("momentum", momentum)?;
-                let range = "in [0, momentum], and momentum + delta below 1";
-                within("delta", delta, (0.0..=momentum).contains(&delta) && momentum + delta < 1.0, range)?;
-                within("weight_decay", weight_decay, weight_decay >= 0.0, ">= 0")
-            }
-            Self::AdamW { beta1, beta2, eps, weight_decay } => {
-                unit("beta1", beta1)?;
-                unit("beta2", beta2)?;
-                within("eps", eps, eps > 0.0, "> 0")?;
-                within("weight_decay", weight_decay, weight_decay >= 0.0, ">= 0")
-            }
-        }
     }
 }
 
@@ -324,169 +219,6 @@ fn moment(state: &Tensors, name: &str, var: &Var) -> Result<Option<Tensor>> {
         });
     }
     Ok(Some(tensor.to_dtype(var.dtype())?.copy()?))
-}
-
-struct SgdStep {
-    lr: f64,
-    momentum: f64,
-    nesterov: bool,
-    dampening: f64,
-    weight_decay: f64,
-}
-
-impl Slot {
-    fn sgd(&mut self, grad: &Tensor, step: &SgdStep) -> Result<()> {
-        let SgdStep { lr, momentum, nesterov, dampening, weight_decay: wd } = *step;
-        let w = self.var.as_tensor();
-        if momentum == 0.0 {
-            return Ok(w.inplace_op2(grad, &Zip2("sgd", |w, g| w - lr * (g + wd * w)))?);
-        }
-        match &self.first {
-            // v <- mu v + (1 - dampening) d
-            Some(v) => {
-                v.inplace_op3(grad, w, &Zip3("momentum", |v, g, w| momentum * v + (1.0 - dampening) * (g + wd * w)))?
-            }
-            None => {
-                let v = grad.copy()?;
-                v.inplace_op2(w, &Zip2("momentum", |g, w| g + wd * w))?;
-                self.first = Some(v);
-            }
-        }
-        let v = self.first.as_ref().expect("set just above");
-        if nesterov {
-            w.inplace_op3(grad, v, &Zip3("sgd", |w, g, v| w - lr * (g + wd * w + momentum * v)))?;
-        } else {
-            w.inplace_op2(v, &Zip2("sgd", |w, v| w - lr * v))?;
-        }
-        Ok(())
-    }
-
-    fn dot(&mut self, [task, method]: [Option<&Tensor>; 2], lr: f64, [mu, delta]: [f64; 2], wd: f64) -> Result<()> {
-        let w = self.var.as_tensor();
-        let delta = if task.is_some() && method.is_some() { delta } else { 0.0 };
-        // Weight decay goes into the task's buffer, or into the only one.
-        let decays = [task.is_some(), task.is_none()].map(|decays| if decays { wd } else { 0.0 });
-        let buffers = [&mut self.first, &mut self.second];
-        let momenta = [mu - delta, mu + delta];
-        for (((buffer, grad), mu), wd) in buffers.into_iter().zip([task, method]).zip(momenta).zip(decays) {
-            let Some(grad) = grad else { continue };
-            match &*buffer {
-                Some(v) => v.inplace_op3(grad, w, &Zip3("dot", |v, g, w| mu * v + g + wd * w))?,
-                None => {
-                    let v = grad.copy()?;
-                    v.inplace_op2(w, &Zip2("dot", |g, w| g + wd * w))?;
-                    *buffer = Some(v);
-                }
-            }
-        }
-        match [task.and(self.first.as_ref()), method.and(self.second.as_ref())] {
-            [Some(a), Some(b)] => w.inplace_op3(a, b, &Zip3("dot", |w, a, b| w - lr * (a + b)))?,
-            [Some(v), None] | [None, Some(v)] => w.inplace_op2(v, &Zip2("dot", |w, v| w - lr * v))?,
-            [None, None] => {}
-        }
-        Ok(())
-    }
-
-    fn adamw(&mut self, grad: &Tensor, lr: f64, [beta1, beta2]: [f64; 2], eps: f64, wd: f64) -> Result<()> {
-        let w = self.var.as_tensor();
-        if self.first.is_none() {
-            self.first = Some(grad.zeros_like()?);
-        }
-        if self.second.is_none() {
-            self.second = Some(grad.zeros_like()?);
-        }
-        let (m, v) = (self.first.as_ref().expect("set above"), self.second.as_ref().expect("set above"));
-        m.inplace_op2(grad, &Zip2("first moment", |m, g| beta1 * m + (1.0 - beta1) * g))?;
-        v.inplace_op2(grad, &Zip2("second moment", |v, g| beta2 * v + (1.0 - beta2) * g * g))?;
-        let (c1, c2) = (1.0 - beta1.powf(self.steps as f64), 1.0 - beta2.powf(self.steps as f64));
-        let update = |w: f64, m: f64, v: f64| w - lr * wd * w - lr * (m / c1) / ((v / c2).sqrt() + eps);
-        Ok(w.inplace_op3(m, v, &Zip3("adamw", update))?)
-    }
-}
-
-/// Entries that a thread updates at once; small parameters are not worth waking another one.
-const AT_ONCE: usize = 1 << 15;
-
-/// `a <- f(a, b)` entry by entry, computed in f64 and rounded once.
-struct Zip2<F: Fn(f64, f64) -> f64 + Sync>(&'static str, F);
-/// `a <- f(a, b, c)` entry by entry, computed in f64 and rounded once.
-struct Zip3<F: Fn(f64, f64, f64) -> f64 + Sync>(&'static str, F);
-
-impl<F: Fn(f64, f64) -> f64 + Sync> Zip2<F> {
-    fn run<T: WithDType>(&self, a: &mut [T], b: &[T]) {
-        a.par_chunks_mut(AT_ONCE).zip(b.par_chunks(AT_ONCE)).for_each(|(a, b)| {
-            for (a, b) in a.iter_mut().zip(b) {
-                *a = T::from_f64((self.1)(a.to_f64(), b.to_f64()));
-            }
-        });
-    }
-}
-
-impl<F: Fn(f64, f64, f64) -> f64 + Sync> Zip3<F> {
-    fn run<T: WithDType>(&self, a: &mut [T], b: &[T], c: &[T]) {
-        let parts = a.par_chunks_mut(AT_ONCE).zip(b.par_chunks(AT_ONCE)).zip(c.par_chunks(AT_ONCE));
-        parts.for_each(|((a, b), c)| {
-            for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
-                *a = T::from_f64((self.1)(a.to_f64(), b.to_f64(), c.to_f64()));
-            }
-        });
-    }
-}
-
-impl<F: Fn(f64, f64) -> f64 + Sync> InplaceOp2 for Zip2<F> {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> candle_core::Result<()> {
-        match (s1, s2) {
-            (CpuStorage::F32(a), CpuStorage::F32(b)) => self.run(part_mut(a, l1)?, part(b, l2)?),
-            (CpuStorage::F64(a), CpuStorage::F64(b)) => self.run(part_mut(a, l1)?, part(b, l2)?),
-            _ => candle_core::bail!("{}: expected two f32 or two f64 tensors", self.0),
-        }
-        Ok(())
-    }
-}
-
-impl<F: Fn(f64, f64, f64) -> f64 + Sync> InplaceOp3 for Zip3<F> {
-    fn name(&self) -> &'static str {
-        self.0
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &mut CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> candle_core::Result<()> {
-        match (s1, s2, s3) {
-            (CpuStorage::F32(a), CpuStorage::F32(b), CpuStorage::F32(c)) => {
-                self.run(part_mut(a, l1)?, part(b, l2)?, part(c, l3)?)
-            }
-            (CpuStorage::F64(a), CpuStorage::F64(b), CpuStorage::F64(c)) => {
-                self.run(part_mut(a, l1)?, part(b, l2)?, part(c, l3)?)
-            }
-            _ => candle_core::bail!("{}: expected three f32 or three f64 tensors", self.0),
-        }
-        Ok(())
-    }
-}
-
-fn part<'a, T>(data: &'a [T], layout: &Layout) -> candle_core::Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&data[start..end]),
-        None => candle_core::bail!("optimizer: expected a contiguous tensor"),
-    }
-}
-
-fn part_mut<'a, T>(data: &'a mut [T], layout: &Layout) -> candle_core::Result<&'a mut [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&mut data[start..end]),
-        None => candle_core::bail!("optimizer: expected a contiguous tensor"),
-    }
 }
 
 #[cfg(test)]
