@@ -5,14 +5,14 @@
 //! epoch: the same bits come out for any number of threads and in an epoch that is entered in the middle.
 //!
 //! ```
-//! use retort_datasets::{Loader, LoaderConfig, Split, TransformConfig, load};
+//! use retort_datasets::{Loader, LoaderConfig, Sampling, Split, TransformConfig, load};
 //!
 //! let train = load("digits-8x8", Split::Train, None)?.take_balanced(500)?;
 //! let loader = Loader::new(
 //!     train,
 //!     LoaderConfig {
 //!         batch_size: 64,
-//!         shuffle: true,
+//!         sampling: Sampling::Shuffled,
 //!         drop_last: true,
 //!         transforms: vec![TransformConfig::RandomCrop { padding: 1 }],
 //!         seed: 0,
@@ -31,6 +31,7 @@
 //! - [`registry`], [`info`], [`load`]: the data sets that have a name.
 //! - [`Dataset`]: rows in memory; balanced subsets, a validation split, a digest for records.
 //! - [`TransformConfig`], [`sample_rng`]: augmentation and where its randomness comes from.
+//! - [`Sampling`]: which rows form a batch; class-balanced batches.
 //! - [`Loader`], [`Batch`]: tensors in a reproducible order.
 //! - [`idx`], [`cifar`]: the file formats, for data sets without a name.
 //!
@@ -45,6 +46,7 @@ mod loader;
 mod names;
 mod registry;
 mod rng;
+mod sampling;
 mod transform;
 
 pub mod cifar;
@@ -55,4 +57,5 @@ pub use error::{Error, Result};
 pub use loader::{Batch, EpochIter, Loader, LoaderConfig};
 pub use registry::{DatasetInfo, info, load, registry};
 pub use rng::sample_rng;
+pub use sampling::Sampling;
 pub use transform::TransformConfig;

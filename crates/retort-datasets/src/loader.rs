@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::rng::{sample_rng, shuffled};
-use crate::{Dataset, Error, Normalization, Result, TransformConfig};
+use crate::sampling::Balanced;
+use crate::{Dataset, Error, Normalization, Result, Sampling, TransformConfig};
 
 /// How a [`Loader`] walks through a data set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,9 +16,9 @@ use crate::{Dataset, Error, Normalization, Result, TransformConfig};
 pub struct LoaderConfig {
     /// Images in a batch, at least 1.
     pub batch_size: usize,
-    /// A new order in every epoch; otherwise the stored order.
-    pub shuffle: bool,
-    /// Leaves out a last batch that is not full.
+    /// Which rows form a batch.
+    pub sampling: Sampling,
+    /// Leaves out a last batch that is not full; class-balanced batches always are.
     pub drop_last: bool,
     /// Augmentation, in order; empty for none.
     pub transforms: Vec<TransformConfig>,
@@ -69,6 +70,8 @@ impl Batch {
 struct Source {
     dataset: Dataset,
     config: LoaderConfig,
+    /// For [`Sampling::ClassBalanced`].
+    balanced: Option<Balanced>,
     /// `[C, 256]`: normalised value of each pixel value.
     table: Vec<f32>,
 }
@@ -86,8 +89,8 @@ impl Loader {
     ///
     /// # Errors
     ///
-    /// A batch size of 0, a batch size above the number of rows with `drop_last` (an epoch would have no batch), a
-    /// transform out of range.
+    /// A batch size of 0, a batch size above the number of rows with `drop_last` (an epoch would have no batch), what
+    /// [`Sampling::check`] refuses, a transform out of range.
     pub fn new(dataset: Dataset, config: LoaderConfig) -> Result<Self> {
         const OP: &str = "loader";
         if config.batch_size == 0 {
@@ -101,8 +104,16 @@ impl Loader {
         for transform in &config.transforms {
             transform.check(dataset.shape())?;
         }
+        let counts = dataset.class_counts();
+        config.sampling.check(config.batch_size, &counts)?;
+        let balanced = match config.sampling {
+            Sampling::ClassBalanced { classes } => {
+                Some(Balanced::new(dataset.labels(), &counts, classes, config.batch_size))
+            }
+            Sampling::Sequential | Sampling::Shuffled => None,
+        };
         let table = normalization_table(&dataset);
-        Ok(Self { source: Arc::new(Source { dataset, config, table }) })
+        Ok(Self { source: Arc::new(Source { dataset, config, balanced, table }) })
     }
 
     /// A loader for evaluation: stored order, every row once, no augmentation.
@@ -111,10 +122,8 @@ impl Loader {
     ///
     /// A batch size of 0.
     pub fn eval(dataset: Dataset, batch_size: usize) -> Result<Self> {
-        Self::new(
-            dataset,
-            LoaderConfig { batch_size, shuffle: false, drop_last: false, transforms: Vec::new(), seed: 0 },
-        )
+        let sampling = Sampling::Sequential;
+        Self::new(dataset, LoaderConfig { batch_size, sampling, drop_last: false, transforms: Vec::new(), seed: 0 })
     }
 
     /// The data set.
@@ -129,15 +138,22 @@ impl Loader {
 
     /// Batches in every epoch, at least 1.
     pub fn batches_per_epoch(&self) -> usize {
+        if let Some(balanced) = &self.source.balanced {
+            return balanced.batches;
+        }
         let (rows, size) = (self.source.dataset.len(), self.source.config.batch_size);
         if self.source.config.drop_last { rows / size } else { rows.div_ceil(size) }
     }
 
-    /// Rows in the order of `epoch`, also those that `drop_last` leaves out.
+    /// Rows in the order of `epoch`, also those that `drop_last` leaves out; those of class-balanced batches batch after
+    /// batch, without the rows that find no place in one.
     pub fn order(&self, epoch: u64) -> Vec<u32> {
-        let rows = u32::try_from(self.source.dataset.len())
-            .expect("a Dataset has at most u32::MAX rows: checked in from_parts");
-        if self.source.config.shuffle { shuffled(self.source.config.seed, epoch, rows) } else { (0..rows).collect() }
+        let Source { dataset, config, balanced, .. } = self.source.as_ref();
+        if let Some(balanced) = balanced {
+            return balanced.order(config.seed, epoch);
+        }
+        let rows = u32::try_from(dataset.len()).expect("a Dataset has at most u32::MAX rows: checked in from_parts");
+        if config.sampling == Sampling::Sequential { (0..rows).collect() } else { shuffled(config.seed, epoch, rows) }
     }
 
     /// All batches of `epoch`.

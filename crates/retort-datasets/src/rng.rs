@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
 /// ChaCha8 keyed with SHA-256 of a domain label and numbers, so that no two uses share a stream.
-fn stream(domain: &str, numbers: &[u64]) -> ChaCha8Rng {
+pub(crate) fn stream(domain: &str, numbers: &[u64]) -> ChaCha8Rng {
     let mut hash = Sha256::new();
     hash.update(domain.as_bytes());
     // Ends the label, so that no label is the beginning of another one's input.
@@ -24,13 +24,18 @@ pub fn sample_rng(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
     stream("retort-datasets/sample/1", &[seed, epoch, index])
 }
 
-/// Rows `0..n` in the order of one epoch: Fisher-Yates (Durstenfeld 1964) from `(seed, epoch)`.
+/// Rows `0..n` in the order of one epoch.
 pub(crate) fn shuffled(seed: u64, epoch: u64, n: u32) -> Vec<u32> {
-    let mut rng = stream("retort-datasets/shuffle/1", &[seed, epoch]);
     let mut order: Vec<u32> = (0..n).collect();
+    shuffle(&mut order, &mut stream("retort-datasets/shuffle/1", &[seed, epoch]));
+    order
+}
+
+/// Fisher-Yates (Durstenfeld 1964); drawn as `u32`, so that the order is the same on every platform.
+pub(crate) fn shuffle<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
+    let n = u32::try_from(items.len()).expect("a Dataset has at most u32::MAX rows: checked in from_parts");
     for i in (1..n).rev() {
         let j = rng.random_range(0..=i);
-        order.swap(i as usize, j as usize);
+        items.swap(i as usize, j as usize);
     }
-    order
 }

@@ -178,7 +178,7 @@ fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
 fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
     let old = Record::load(&args.record)?;
     let data = &old.spec.data;
-    let splits = Splits::load(&data.name, Some(data.train), Some(data.test), args.common.data.as_deref())?;
+    let splits = Splits::of(data, args.common.data.as_deref())?;
     if &splits.spec() != data {
         return Err(Error::Request(format!(
             "{}: the data differ: the record has {data:?}, here is {:?}",

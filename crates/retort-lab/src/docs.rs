@@ -188,7 +188,7 @@ fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
         ("Trainable parts", none(trainable)),
         ("Extra phase", none(phase)),
         ("State in a checkpoint", none(state)),
-        ("Published weights", weights),
+        ("Default weights", weights),
         ("Tables", usage(manifests, uses)),
     ];
     heading(info.title, info.id, &lines)

@@ -4,7 +4,7 @@ use crate::plan::MAX_SEEDS;
 use crate::published::Published;
 use crate::source::{Source, suggestion};
 use crate::{Error, Result};
-use retort_datasets::TransformConfig;
+use retort_datasets::{Sampling, TransformConfig};
 use retort_losses::LossConfig;
 use retort_nn::{OptimizerConfig, ScheduleConfig};
 use serde::Deserialize;
@@ -74,6 +74,8 @@ pub struct MethodConfig {
     pub losses: Vec<Spanned<LossConfig>>,
     /// The optimiser of this row, in place of the profile's.
     pub optimizer: Option<Spanned<OptimizerConfig>>,
+    /// Which images form a training batch of this row, in place of the profile's.
+    pub batches: Option<Spanned<Sampling>>,
     /// Name of the row in the published file.
     pub published: Option<Spanned<String>>,
 }
@@ -92,6 +94,8 @@ pub struct Profile {
     pub seeds: Spanned<u64>,
     /// Images in a training batch.
     pub batch_size: Spanned<usize>,
+    /// Which images form a training batch, of the teacher and of every student; shuffled where absent.
+    pub batches: Option<Spanned<Sampling>>,
     /// Augmentation of training images.
     pub augmentation: Vec<Spanned<TransformConfig>>,
     /// How the teacher is trained.
@@ -113,6 +117,9 @@ pub struct DataConfig {
     pub train: Option<Spanned<usize>>,
     /// Class-balanced number of test images; all where absent.
     pub test: Option<Spanned<usize>>,
+    /// Class-balanced number of training images to hold out where settings are chosen, see
+    /// [`Splits::validation`](crate::plan::Splits::validation); the table itself trains on all.
+    pub validation: Option<Spanned<usize>>,
 }
 
 /// Teacher and student.
@@ -309,11 +316,17 @@ impl Loaded {
         Ok(())
     }
 
-    /// The data set's name, the numbers of images, and the augmentation for images of its size.
+    /// The data set's name, the numbers of images, the batches, and the augmentation for images of its size.
     fn check_data(&self, profile: &Profile) -> Result<()> {
         let data = &profile.data;
         let info = retort_datasets::info(data.name.as_ref()).map_err(|e| self.source.error(data.name.span(), e))?;
-        for (name, wanted, there) in [("train", &data.train, info.train), ("test", &data.test, info.test)] {
+        let train = data.train.as_ref().map_or(info.train, |n| *n.as_ref());
+        let counts = [
+            ("train", &data.train, info.train),
+            ("test", &data.test, info.test),
+            ("validation", &data.validation, train.saturating_sub(1)),
+        ];
+        for (name, wanted, there) in counts {
             let Some(wanted) = wanted else { continue };
             let n = *wanted.as_ref();
             if n == 0 || n > there || !n.is_multiple_of(info.classes) {
@@ -322,8 +335,23 @@ impl Loaded {
                 return Err(self.source.error(wanted.span(), message));
             }
         }
+        // Without `train` the numbers of the single classes are known when the data are read; here at most all.
+        let each = if data.train.is_some() { train / info.classes } else { train };
+        self.check_batches(profile, profile.batches.as_ref(), &vec![each; info.classes])?;
         let check = |t: &Spanned<TransformConfig>| t.as_ref().check(info.shape).map_err(|e| self.point(t.span(), &e));
         profile.augmentation.iter().try_for_each(check)
+    }
+
+    /// Refuses batches that a profile cannot form from so many training images of every class.
+    pub(crate) fn check_batches(
+        &self,
+        profile: &Profile,
+        batches: Option<&Spanned<Sampling>>,
+        class_counts: &[usize],
+    ) -> Result<()> {
+        let Some(batches) = batches else { return Ok(()) };
+        let checked = batches.as_ref().check(*profile.batch_size.as_ref(), class_counts);
+        checked.map_err(|e| self.point(batches.span(), &e))
     }
 
     fn check_losses(&self, method: &Spanned<String>, losses: &[Spanned<LossConfig>]) -> Result<()> {

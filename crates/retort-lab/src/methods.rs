@@ -114,6 +114,7 @@ pub(crate) fn family(family: Family) -> &'static str {
         Family::Feature => "feature",
         Family::Relational => "relational",
         Family::Contrastive => "contrastive",
+        Family::Distribution => "distribution",
     }
 }
 

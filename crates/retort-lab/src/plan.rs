@@ -4,7 +4,7 @@ use crate::fit::Fit;
 use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
 use crate::source::suggestion;
 use crate::{Error, Result};
-use retort_datasets::{Dataset, Split, TransformConfig};
+use retort_datasets::{Dataset, Sampling, Split, TransformConfig};
 use retort_losses::LossConfig;
 use retort_models::ModelConfig;
 use retort_nn::{OptimizerConfig, ScheduleConfig};
@@ -39,6 +39,9 @@ pub struct RunSpec {
     pub augmentation: Vec<TransformConfig>,
     /// Images in a training batch.
     pub batch_size: usize,
+    /// Which images form a training batch; left out where they are shuffled, so that the ids of such runs stay as they are.
+    #[serde(default, skip_serializing_if = "Sampling::is_default")]
+    pub batches: Sampling,
     /// Passes over the training images.
     pub epochs: usize,
     /// Evaluate every so many epochs.
@@ -65,6 +68,9 @@ pub struct DataSpec {
     pub train_digest: String,
     /// The same of the test rows.
     pub test_digest: String,
+    /// Whether the test images are training images that were held out, see [`Splits::validation`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_out: bool,
 }
 
 impl RunSpec {
@@ -86,6 +92,8 @@ pub struct Splits {
     pub train: Dataset,
     /// Test rows.
     pub test: Dataset,
+    /// Whether the test rows were cut off the training split.
+    held_out: bool,
 }
 
 impl Splits {
@@ -105,9 +113,44 @@ impl Splits {
         });
         let part = |split, count: Option<usize>| -> Result<Dataset> {
             let whole = retort_datasets::load(name, split, folder.as_deref()).map_err(Error::request)?;
+            // All rows are all rows, also of a set with classes of unequal size: a record names them by their number.
+            let count = count.filter(|&n| n != whole.len());
             count.map_or(Ok(whole.clone()), |n| whole.take_balanced(n).map_err(Error::request))
         };
-        Ok(Self { train: part(Split::Train, train)?, test: part(Split::Test, test)? })
+        Ok(Self { train: part(Split::Train, train)?, test: part(Split::Test, test)?, held_out: false })
+    }
+
+    /// Loads the rows that `data` speaks of, for example those of a record; their digests are for the caller to compare.
+    ///
+    /// # Errors
+    ///
+    /// As [`Splits::load`] and [`Splits::validation`].
+    pub fn of(data: &DataSpec, folder: Option<&Path>) -> Result<Self> {
+        if !data.held_out {
+            return Self::load(&data.name, Some(data.train), Some(data.test), folder);
+        }
+        let train = data.train.saturating_add(data.test);
+        Self::load(&data.name, Some(train), None, folder)?.validation(data.test)
+    }
+
+    /// Holds out `n` training rows for choosing settings by: the last `n / classes` of every class in stored order, the
+    /// same for every seed, see [`Dataset::split_validation`]. They become the test rows, and the test rows are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// `n` is not a positive multiple of the number of classes, or would leave no row of a class to learn from; rows that
+    /// are held out already.
+    pub fn validation(&self, n: usize) -> Result<Self> {
+        if self.held_out {
+            return Err(Error::Request("a validation set is held out of the training images already".into()));
+        }
+        let classes = self.train.classes();
+        if !n.is_multiple_of(classes) {
+            let message = format!("`validation` must be a positive multiple of the {classes} classes, found {n}");
+            return Err(Error::Request(message));
+        }
+        let (train, test) = self.train.split_validation(n / classes).map_err(Error::request)?;
+        Ok(Self { train, test, held_out: true })
     }
 
     /// What a network for these images is built with.
@@ -126,6 +169,7 @@ impl Splits {
             test: self.test.len(),
             train_digest: self.train.digest().to_string(),
             test_digest: self.test.digest().to_string(),
+            held_out: self.held_out,
         }
     }
 }
@@ -170,7 +214,8 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// An unknown method in the selection, no seed, or a row whose losses the shapes of a pair do not allow.
+    /// An unknown method in the selection, no seed, batches that cannot be formed from the training rows, or a row whose
+    /// losses the shapes of a pair do not allow.
     pub fn new(loaded: &Loaded, profile: &str, splits: &Splits, selection: &Selection) -> Result<Self> {
         let (name, profile) = loaded.profile(Some(profile))?;
         for id in &selection.only {
@@ -183,10 +228,13 @@ impl Plan {
             return Err(Error::Request(format!("`--seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}")));
         }
         let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
+        let class_counts = splits.train.class_counts();
+        loaded.check_batches(profile, profile.batches.as_ref(), &class_counts)?;
         let mut fit = Fit::new(splits.model(), splits.train.labels());
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let rows = rows(loaded, pair, selection);
             for method in &rows {
+                loaded.check_batches(profile, method.batches.as_ref(), &class_counts)?;
                 check_fit(loaded, &mut fit, pair, losses(method, profile, pair))?;
             }
             let teacher = teacher_spec(profile, pair, splits);
@@ -198,6 +246,9 @@ impl Plan {
                     let mut spec = spec(profile, recipe, student, losses, Some(teacher.clone()), splits, seed);
                     if let Some(optimizer) = &method.optimizer {
                         spec.optimizer = optimizer.as_ref().clone();
+                    }
+                    if let Some(batches) = &method.batches {
+                        spec.batches = *batches.as_ref();
                     }
                     if let Some(lr) = &pair.lr {
                         spec.schedule.lr = *lr.as_ref();
@@ -271,6 +322,7 @@ fn spec(
         data: splits.spec(),
         augmentation: profile.augmentation.iter().map(|t| t.as_ref().clone()).collect(),
         batch_size: *profile.batch_size.as_ref(),
+        batches: profile.batches.as_ref().map(|batches| *batches.as_ref()).unwrap_or_default(),
         epochs,
         evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
         optimizer: recipe.optimizer.as_ref().clone(),

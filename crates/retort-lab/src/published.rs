@@ -98,6 +98,7 @@ pub fn same_protocol(loaded: &Loaded, profile: &Profile, data: &DataSpec) -> boo
             &data.name == published.data.as_ref() && data.train == published.train && data.test == published.test;
         same_data
             && *profile.batch_size.as_ref() == published.batch_size
+            && profile.batches.as_ref().is_none_or(|batches| batches.as_ref().is_default())
             && augmentation.eq(&published.augmentation)
             && [&profile.teacher, &profile.student].into_iter().all(|recipe| {
                 *recipe.epochs.as_ref() == published.epochs

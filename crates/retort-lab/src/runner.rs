@@ -281,7 +281,11 @@ impl Runner<'_> {
         let phase = |name: String, epochs: usize, schedule: ScheduleConfig, objective: Offline| Phase {
             name,
             epochs,
-            plan: BatchPlan { batch_size: spec.batch_size, transforms: spec.augmentation.clone() },
+            plan: BatchPlan {
+                batch_size: spec.batch_size,
+                sampling: spec.batches,
+                transforms: spec.augmentation.clone(),
+            },
             transform: Box::new(Identity),
             optimizer: spec.optimizer.clone(),
             schedule,

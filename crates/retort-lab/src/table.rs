@@ -72,7 +72,7 @@ impl Table {
         let published = loaded.published.as_ref();
         let data = &plan.teachers[0].data;
         let same = same_protocol(loaded, profile, data);
-        // A row whose losses the profile replaces, or that has an optimiser of its own, is not the published one either.
+        // A row whose losses the profile replaces, or that has an optimiser or batches of its own, is not the published one either.
         let cell = |method: Option<&str>, teacher: &str, student: &str, replaced: bool| {
             published.map_or(Cell::None, |p| p.cell(method, teacher, student, same && !replaced))
         };
@@ -96,6 +96,7 @@ impl Table {
                 let overrides = [&profile.overrides, &pair.overrides];
                 let replaced = other_rate
                     || method.optimizer.is_some()
+                    || method.batches.is_some()
                     || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
                 let published = method.published.as_ref().map(|name| name.as_ref().as_str());
                 let cell = cell(published, teacher, student, replaced);

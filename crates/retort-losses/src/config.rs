@@ -1,7 +1,7 @@
 //! The closed set of methods: [`LossConfig`], one variant each, and what is known about them.
 
 use crate::distiller::{BuildContext, Distiller, InitPhase, Needs};
-use crate::{Error, Result, contrastive, feature, output, relational};
+use crate::{Error, Result, contrastive, distribution, feature, output, relational};
 use retort_nn::NetworkSpec;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,8 @@ pub enum Family {
     Relational,
     /// Samples against many others.
     Contrastive,
+    /// Laws of features against each other.
+    Distribution,
 }
 
 /// Whose values of one kind a method reads.
@@ -224,6 +226,7 @@ macro_rules! methods {
             /// A field out of range, a missing teacher, or two networks that the method cannot pair.
             pub fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
                 self.validate()?;
+                ctx.shows_maps(self.info())?;
                 match self { $(Self::$variant(c) => c.build(ctx),)* }
             }
 
@@ -264,6 +267,25 @@ methods! {
     Pkt(relational::PktConfig),
     Cc(relational::CcConfig),
     Crd(contrastive::CrdConfig),
+    PairedL2(distribution::PairedL2Config),
+    W2Empirical(distribution::W2EmpiricalConfig),
+    W1Empirical(distribution::W1EmpiricalConfig),
+    W2Conditional(distribution::W2ConditionalConfig),
+    W2Joint(distribution::W2JointConfig),
+    Sinkhorn(distribution::SinkhornConfig),
+    SinkhornDivergence(distribution::SinkhornDivergenceConfig),
+    SinkhornLogits(distribution::SinkhornLogitsConfig),
+    SlicedW2(distribution::SlicedW2Config),
+    MaxSlicedW2(distribution::MaxSlicedW2Config),
+    SlicedCramer(distribution::SlicedCramerConfig),
+    GaussianW2(distribution::GaussianW2Config),
+    GaussianW2Diag(distribution::GaussianW2DiagConfig),
+    GaussianKl(distribution::GaussianKlConfig),
+    Coral(distribution::CoralConfig),
+    Mmd(distribution::MmdConfig),
+    MmdConditional(distribution::MmdConditionalConfig),
+    EnergyDistance(distribution::EnergyDistanceConfig),
+    GromovWasserstein(distribution::GromovWassersteinConfig),
 }
 
 /// Range checks.

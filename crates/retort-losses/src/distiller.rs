@@ -1,5 +1,6 @@
 //! What a method is to a trainer: a [`Distiller`] that turns one batch into one [`Term`].
 
+use crate::config::{MethodInfo, Side};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_nn::{NetworkSpec, Outputs, Scope, Seed, StageNorm, Taps, Tensors};
@@ -82,6 +83,23 @@ impl<'a> BuildContext<'a> {
     /// The teacher's description, or an error that names `method`.
     pub(crate) fn teacher(&self, method: &'static str) -> Result<&'a NetworkSpec> {
         self.teacher.ok_or(Error::Missing { method, what: "a teacher network" })
+    }
+
+    /// Refuses a network without feature maps for a method that reads them; not every method counts them itself.
+    pub(crate) fn shows_maps(&self, info: &MethodInfo) -> Result<()> {
+        let reads =
+            |whose| [info.inputs.maps, info.inputs.pre_activations].iter().any(|of| [whose, Side::Both].contains(of));
+        let networks = [("student", Some(self.student), Side::Student), ("teacher", self.teacher, Side::Teacher)];
+        match networks
+            .into_iter()
+            .find(|(_, spec, whose)| spec.is_some_and(|spec| spec.maps.is_empty()) && reads(*whose))
+        {
+            Some((who, Some(spec), _)) => {
+                let message = format!("reads feature maps, but the {who} `{}` shows none", spec.name);
+                Err(Error::Undefined { method: info.id, message })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks that both networks know the same number of classes.

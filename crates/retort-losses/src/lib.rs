@@ -4,6 +4,7 @@
 mod config;
 pub mod contrastive;
 mod distiller;
+pub mod distribution;
 mod error;
 pub mod feature;
 mod ops;

@@ -44,7 +44,7 @@ pub(crate) fn total(terms: &[Tensor]) -> Result<Tensor> {
 }
 
 /// The number of samples of `[B, ..]`; an error for an empty batch or empty rows.
-fn samples(method: &'static str, what: &str, x: &Tensor) -> Result<usize> {
+pub(crate) fn samples(method: &'static str, what: &str, x: &Tensor) -> Result<usize> {
     float(method, what, x)?;
     match *x.dims() {
         [b, ..] if x.elem_count() > 0 => Ok(b),

@@ -1,29 +1,7 @@
 //! Accuracy and fidelity.
 
+use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-
-/// What can be wrong with the logits or labels of a batch.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Shapes that do not belong together.
-    #[error("metrics: {0}")]
-    Shape(String),
-    /// A logit that is not a number: an argmax over it would look like a valid prediction.
-    #[error("metrics: {network} logits of sample {sample} are not finite")]
-    NotFinite {
-        /// `student` or `teacher`.
-        network: &'static str,
-        /// Row in the batch.
-        sample: usize,
-    },
-    /// candle failed.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
-}
-
-/// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
 
 /// Sums over samples of what is measured on a test set.
 ///
@@ -130,12 +108,12 @@ fn rows(logits: &Tensor, network: &'static str) -> Result<Vec<Vec<f64>>> {
     }
 }
 
-fn argmax(row: &[f64]) -> usize {
+pub(crate) fn argmax(row: &[f64]) -> usize {
     // `>` keeps the first of equal values.
     row.iter().enumerate().fold(0, |best, (i, x)| if *x > row[best] { i } else { best })
 }
 
-fn log_softmax(row: &[f64]) -> Vec<f64> {
+pub(crate) fn log_softmax(row: &[f64]) -> Vec<f64> {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let log_sum = row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max;
     row.iter().map(|x| x - log_sum).collect()

@@ -10,7 +10,7 @@ pub(crate) fn config_error(model: &str, message: impl Into<String>) -> Error {
     Error::Config { model: model.to_string(), message: message.into() }
 }
 
-/// Refuses sizes of zero; `widths` are the numbers of channels inside of the network.
+/// Refuses sizes of zero; `widths` are the numbers of channels or units inside of the network.
 pub(crate) fn check_sizes(model: &str, config: &ModelConfig, widths: &[usize]) -> Result<()> {
     let [height, width] = config.image;
     if [config.in_channels, height, width, config.classes].contains(&0) || widths.contains(&0) {
@@ -20,16 +20,16 @@ pub(crate) fn check_sizes(model: &str, config: &ModelConfig, widths: &[usize]) -
     Ok(())
 }
 
-/// The spec of a network with these maps; all families so far show pre-activations.
+/// The spec of a network with these maps; all families that have maps show them before the activation too.
 pub(crate) fn network_spec(name: &str, config: &ModelConfig, maps: Vec<MapShape>, embedding: usize) -> NetworkSpec {
     NetworkSpec {
         name: name.to_string(),
         in_channels: config.in_channels,
         image: config.image,
         classes: config.classes,
+        pre_activations: !maps.is_empty(),
         maps,
         embedding,
-        pre_activations: true,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which architectures there are.
 
 use crate::cifar_resnet::{Block, CifarResNet, CifarResNetConfig};
+use crate::mlp::{Mlp, MlpConfig};
 use crate::vgg::{Vgg, VggConfig};
 use crate::wide_resnet::{WideResNet, WideResNetConfig};
 use crate::{Error, Result};
@@ -38,11 +39,13 @@ enum Family {
     CifarResNet(CifarResNetConfig),
     WideResNet(WideResNetConfig),
     Vgg(VggConfig),
+    Mlp(MlpConfig<'static>),
 }
 
 const RESNET: &str = "He et al. 2016, arXiv 1512.03385, section 4.2";
 const WRN: &str = "Zagoruyko and Komodakis 2016, arXiv 1605.07146";
 const VGG: &str = "Simonyan and Zisserman 2015, arXiv 1409.1556, with batch norm and one linear layer";
+const MLP: &str = "Fernandes Montesuma 2025 (KD2M), arXiv 2504.01757, the networks for MNIST of its code";
 
 const fn resnet(name: &'static str, depth: usize, channels: [usize; 4]) -> ModelInfo {
     ModelInfo {
@@ -59,6 +62,10 @@ const fn wrn(name: &'static str, depth: usize, widen: usize) -> ModelInfo {
 const fn vgg(name: &'static str, convolutions: [usize; 5]) -> ModelInfo {
     let channels = [64, 128, 256, 512, 512];
     ModelInfo { name, source: VGG, family: Family::Vgg(VggConfig { channels, convolutions }) }
+}
+
+const fn mlp(name: &'static str, hidden: &'static [usize]) -> ModelInfo {
+    ModelInfo { name, source: MLP, family: Family::Mlp(MlpConfig { hidden }) }
 }
 
 const THIN: [usize; 4] = [16, 16, 32, 64];
@@ -85,6 +92,8 @@ const MODELS: &[ModelInfo] = &[
     vgg("vgg13", [2, 2, 2, 2, 2]),
     vgg("vgg16", [2, 2, 3, 3, 3]),
     vgg("vgg19", [2, 2, 4, 4, 4]),
+    mlp("mlp-512-256-128", &[512, 256, 128]),
+    mlp("mlp-512-256-128-128-128", &[512, 256, 128, 128, 128]),
 ];
 
 impl ModelInfo {
@@ -98,6 +107,7 @@ impl ModelInfo {
             Family::CifarResNet(family) => family.multiply_adds(self.name, config),
             Family::WideResNet(family) => family.multiply_adds(self.name, config),
             Family::Vgg(family) => family.multiply_adds(self.name, config),
+            Family::Mlp(family) => family.multiply_adds(self.name, config),
         }
     }
 }
@@ -126,12 +136,13 @@ pub fn info(name: &str) -> Result<&'static ModelInfo> {
 ///
 /// # Errors
 ///
-/// An unknown name, sizes of zero, an image too small for the network's poolings, or weights that do not fit (see
+/// An unknown name, sizes of zero, an image too small for the network's poolings or too large for its layers, or weights that do not fit (see
 /// [`Scope::weight`]).
 pub fn build(name: &str, config: &ModelConfig, scope: &Scope) -> Result<Box<dyn Network>> {
     Ok(match &info(name)?.family {
         Family::CifarResNet(family) => Box::new(CifarResNet::new(name, family, config, scope)?),
         Family::WideResNet(family) => Box::new(WideResNet::new(name, family, config, scope)?),
         Family::Vgg(family) => Box::new(Vgg::new(name, family, config, scope)?),
+        Family::Mlp(family) => Box::new(Mlp::new(name, family, config, scope)?),
     })
 }

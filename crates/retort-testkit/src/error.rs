@@ -41,6 +41,9 @@ pub enum Error {
     /// A loss refused its arguments.
     #[error(transparent)]
     Losses(#[from] retort_losses::Error),
+    /// A metric refused its arguments.
+    #[error(transparent)]
+    Metrics(#[from] retort_metrics::Error),
     /// A network could not be built or run.
     #[error(transparent)]
     Models(#[from] retort_models::Error),

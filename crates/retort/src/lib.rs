@@ -8,3 +8,4 @@ pub use retort_metrics as metrics;
 pub use retort_models as models;
 pub use retort_nn as nn;
 pub use retort_trainers as trainers;
+pub use retort_transport as transport;

@@ -3,7 +3,7 @@
 use super::{RGB, synthetic};
 use proptest::prelude::*;
 use rand::Rng;
-use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Split, TransformConfig, load, sample_rng};
+use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, Split, TransformConfig, load, sample_rng};
 
 fn data(n: usize) -> Dataset {
     synthetic(RGB, 3, (0..n as u32).map(|i| i % 3).collect())
@@ -12,7 +12,7 @@ fn data(n: usize) -> Dataset {
 fn config(batch_size: usize) -> LoaderConfig {
     LoaderConfig {
         batch_size,
-        shuffle: true,
+        sampling: Sampling::Shuffled,
         drop_last: false,
         transforms: vec![
             TransformConfig::RandomCrop { padding: 2 },
@@ -100,7 +100,7 @@ fn augmentation_and_order_change_with_epoch_and_seed() {
     let other = LoaderConfig { seed: 8, ..config(40) };
     assert_ne!(first, bits(Loader::new(data(40), other).unwrap().epoch(0)));
     // Without a shuffle the images still differ from epoch to epoch.
-    let fixed = LoaderConfig { shuffle: false, ..config(40) };
+    let fixed = LoaderConfig { sampling: Sampling::Sequential, ..config(40) };
     let loader = Loader::new(data(40), fixed).unwrap();
     assert_eq!(loader.order(0), loader.order(1));
     assert_ne!(bits(loader.epoch(0)), bits(loader.epoch(1)));
@@ -108,8 +108,8 @@ fn augmentation_and_order_change_with_epoch_and_seed() {
 
 #[test]
 fn an_image_is_augmented_alike_in_any_batch() {
-    let images = |batch_size, shuffle| {
-        let config = LoaderConfig { shuffle, ..config(batch_size) };
+    let images = |batch_size, sampling| {
+        let config = LoaderConfig { sampling, ..config(batch_size) };
         let loader = Loader::new(data(30), config).unwrap();
         let mut images: Vec<(u32, Vec<f32>)> = loader
             .epoch(5)
@@ -122,7 +122,9 @@ fn an_image_is_augmented_alike_in_any_batch() {
         images.sort_by_key(|(row, _)| *row);
         images
     };
-    assert_eq!(images(30, true), images(7, false));
+    assert_eq!(images(30, Sampling::Shuffled), images(7, Sampling::Sequential));
+    // Ten rows in each of three classes: batches of 2 x 5 leave none out.
+    assert_eq!(images(10, Sampling::ClassBalanced { classes: 2 }), images(7, Sampling::Sequential));
 }
 
 #[test]
@@ -166,7 +168,7 @@ fn wrong_configurations_are_refused() {
 
 #[test]
 fn configuration_is_closed() {
-    let text = r#"{"batch_size":2,"shuffle":true,"drop_last":true,"transforms":[],"seed":1"#;
+    let text = r#"{"batch_size":2,"sampling":{"kind":"shuffled"},"drop_last":true,"transforms":[],"seed":1"#;
     assert!(serde_json::from_str::<LoaderConfig>(&format!("{text}}}")).is_ok());
     let typo = serde_json::from_str::<LoaderConfig>(&format!("{text},\"sede\":2}}"));
     assert!(typo.unwrap_err().to_string().contains("unknown field `sede`"));

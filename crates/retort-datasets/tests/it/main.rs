@@ -1,10 +1,11 @@
-//! Integration tests: the embedded data, subsets, the loader, and files that are not what they say.
+//! Integration tests: the embedded data, subsets, the loader, class-balanced batches, and files that are not what they say.
 
 mod complete;
 mod dataset;
 mod embedded;
 mod hostile;
 mod loader;
+mod sampling;
 
 use retort_datasets::{Dataset, ImageShape, Normalization, Split};
 use sha2::{Digest, Sha256};

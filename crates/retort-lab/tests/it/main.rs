@@ -1,10 +1,12 @@
 //! The program from outside: bad requests, records, resume.
 
 mod bad_requests;
+mod batches;
 mod bench;
 mod committed;
 mod docs;
 mod runs;
+mod validation;
 
 use std::fs;
 use std::path::{Path, PathBuf};

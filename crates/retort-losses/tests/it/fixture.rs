@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
+use retort_losses::distribution::{Bandwidth, CostScale, Entropic, Kernel};
 use retort_losses::feature::SvdVariant;
-use retort_losses::{BuildContext, Context, Distiller, InitPhase, LossConfig};
+use retort_losses::{BuildContext, Context, Distiller, Family, InitPhase, LossConfig};
 use retort_nn::{MapShape, NetworkSpec, Outputs, Params, Seed, StageNorm};
 
 pub(crate) const CLASSES: usize = 4;
@@ -46,6 +47,10 @@ pub(crate) fn networks(config: &LossConfig) -> (NetworkSpec, NetworkSpec) {
         LossConfig::Pkd(_) | LossConfig::Fsp(_) => spec("teacher", &[[3, 8], [4, 8], [6, 4], [5, 2]], 9),
         // Twice as large in this map: the transposed regressor.
         LossConfig::Fitnet(c) if c.map == 1 => spec("teacher", &[[5, 8], [8, 16], [7, 4], [9, 2]], 9),
+        // Laws of features can only be compared in one space.
+        config if config.info().family == Family::Distribution => {
+            spec("teacher", &[[5, 8], [8, 8], [7, 4], [9, 2]], student.embedding)
+        }
         LossConfig::Kdsvd(c) if c.variant == SvdVariant::Channel => {
             spec("teacher", &[[5, 8], [4, 8], [6, 4], [5, 2]], 9)
         }
@@ -55,7 +60,12 @@ pub(crate) fn networks(config: &LossConfig) -> (NetworkSpec, NetworkSpec) {
     (student, teacher)
 }
 
-/// The default with the sizes of these networks.
+/// Converged, with an entropic term that does not depend on the batch.
+fn entropic() -> Entropic {
+    Entropic { eps: Some(0.2), tolerance: 1e-12, max_iter: 10_000, ..Entropic::default() }
+}
+
+/// With the sizes of these networks, and without what a batch decides and the backward pass holds constant.
 pub(crate) fn small(config: LossConfig) -> LossConfig {
     match config {
         LossConfig::Crd(mut c) => {
@@ -66,6 +76,37 @@ pub(crate) fn small(config: LossConfig) -> LossConfig {
             c.dim = 7;
             LossConfig::Cc(c)
         }
+        LossConfig::Sinkhorn(mut c) => {
+            c.entropic = entropic();
+            LossConfig::Sinkhorn(c)
+        }
+        LossConfig::SinkhornDivergence(mut c) => {
+            c.entropic = entropic();
+            LossConfig::SinkhornDivergence(c)
+        }
+        LossConfig::SinkhornLogits(mut c) => {
+            c.entropic = entropic();
+            LossConfig::SinkhornLogits(c)
+        }
+        LossConfig::W2Joint(mut c) => {
+            c.scale = CostScale::None;
+            LossConfig::W2Joint(c)
+        }
+        LossConfig::Mmd(mut c) => {
+            c.kernel = fixed(c.kernel);
+            LossConfig::Mmd(c)
+        }
+        LossConfig::MmdConditional(mut c) => {
+            c.kernel = fixed(c.kernel);
+            LossConfig::MmdConditional(c)
+        }
+        other => other,
+    }
+}
+
+fn fixed(kernel: Kernel) -> Kernel {
+    match kernel {
+        Kernel::Rbf { multipliers, .. } => Kernel::Rbf { bandwidth: Bandwidth::Fixed(0.7), multipliers },
         other => other,
     }
 }
@@ -98,6 +139,25 @@ pub(crate) fn variants() -> Vec<LossConfig> {
         r#"{"method": "crd", "mode": "relax", "momentum": 0.0}"#,
         r#"{"method": "crd", "negatives_by": "instance", "temperature": 1.0}"#,
         r#"{"method": "crd", "percent": 0.5}"#,
+        r#"{"method": "w2-empirical", "matching": {"coefficient": "fixed", "normalize": true, "regressor": "linear"}}"#,
+        r#"{"method": "energy-distance", "estimator": "unbiased", "matching": {"coefficient": "fixed", "regressor": "linear-bn"}}"#,
+        r#"{"method": "w2-conditional", "reduction": "weighted"}"#,
+        r#"{"method": "w2-joint", "label_cost": "onehot-sq", "beta": 0.3}"#,
+        r#"{"method": "w2-joint", "label_cost": "probs-sq"}"#,
+        r#"{"method": "w2-joint", "label_cost": "kl", "beta": 2.0}"#,
+        r#"{"method": "sinkhorn-logits", "temperature": 2.0, "cost": "uniform"}"#,
+        r#"{"method": "gaussian-w2", "bias": false}"#,
+        r#"{"method": "gaussian-w2-diag", "eps": 0.01}"#,
+        r#"{"method": "gaussian-kl", "covariance": "full", "direction": "jeffreys", "reg": 0.01}"#,
+        r#"{"method": "gaussian-kl", "covariance": "diag", "direction": "teacher-student", "matching": {"coefficient": "fixed"}}"#,
+        r#"{"method": "coral", "matrix": "correlation"}"#,
+        r#"{"method": "coral", "matrix": "log", "reg": 0.1}"#,
+        r#"{"method": "mmd", "kernel": {"kind": "linear"}, "estimator": "unbiased", "matching": {"coefficient": "fixed"}}"#,
+        r#"{"method": "mmd", "kernel": {"kind": "poly", "degree": 3, "coef0": 1.0}}"#,
+        r#"{"method": "mmd", "kernel": {"kind": "rbf", "multipliers": [0.5, 2.0]}, "estimator": "unbiased", "matching": {"coefficient": "fixed"}}"#,
+        r#"{"method": "mmd-conditional", "kernel": {"kind": "linear"}, "reduction": "mean"}"#,
+        r#"{"method": "gromov-wasserstein", "inner": "squared-euclidean"}"#,
+        r#"{"method": "gromov-wasserstein", "inner": "cosine"}"#,
     ];
     texts.map(|text| small(serde_json::from_str(text).unwrap())).to_vec()
 }

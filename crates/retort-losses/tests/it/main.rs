@@ -3,6 +3,7 @@
 
 mod configs;
 mod crd;
+mod distribution;
 mod fixture;
 mod phases;
 mod properties;

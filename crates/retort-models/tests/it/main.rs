@@ -1,12 +1,13 @@
 //! Registry-driven tests: every model gets them by existing.
 
 mod families;
+mod mlp;
 
 use candle_core::{DType, Device, Tensor};
 use retort_models::{Block, CifarResNet, CifarResNetConfig, Error, ModelConfig, build, info, registry};
 use retort_nn::{Mode, Params, Seed, Taps};
 
-/// Name, parameters, multiply-adds at 100 classes and 3x32x32, counted on the reference implementation.
+/// Name, parameters, multiply-adds at 100 classes and 3x32x32, counted on the reference implementation where it is not said otherwise.
 const REFERENCE: &[(&str, usize, usize)] = &[
     ("resnet8", 83_892, 12_507_392),
     ("resnet14", 181_108, 26_663_168),
@@ -28,6 +29,9 @@ const REFERENCE: &[(&str, usize, usize)] = &[
     ("vgg13", 9_462_180, 284_936_192),
     ("vgg16", 14_774_436, 398_182_400),
     ("vgg19", 20_086_692, 511_428_608),
+    // Not in the reference counts: sums of inputs x outputs + outputs over the layers.
+    ("mlp-512-256-128", 1_750_500, 1_749_504),
+    ("mlp-512-256-128-128-128", 1_783_524, 1_782_272),
 ];
 
 /// Deep or wide members that repeat the blocks of others: left out of the gradient test.
@@ -85,7 +89,9 @@ fn shapes_are_those_of_the_spec() {
                 assert_eq!(map.dims(), [1, shape.channels, shape.height, shape.width], "{}", model.name);
                 assert_eq!(pre.dims(), map.dims());
             }
-            assert_eq!(flat(&outputs.maps[0]), flat(&outputs.pre_activations[0]), "{}", model.name);
+            assert_eq!(spec.pre_activations, !spec.maps.is_empty(), "{}", model.name);
+            let stem = |maps: &[Tensor]| maps.first().map(flat);
+            assert_eq!(stem(&outputs.maps), stem(&outputs.pre_activations), "{}", model.name);
             for (map, pre) in outputs.stages().iter().zip(outputs.stage_pre_activations()) {
                 let activated: Vec<f32> = flat(pre).iter().map(|x| x.max(0.0)).collect();
                 // The maps of wide residual networks are the raw sums in front of the normalisation.

@@ -50,17 +50,32 @@ impl<'a> Run<'a> {
     ///
     /// The case lacks it, or it holds integers.
     pub fn input(&mut self, name: &str) -> Result<Tensor> {
+        let tensor = self.constant(name)?;
+        if !self.case.has(&format!("grad.{name}")) {
+            return Ok(tensor);
+        }
+        if !self.variables.contains_key(name) {
+            self.variables.insert(name.to_string(), Var::from_tensor(&tensor)?);
+        }
+        Ok(self.variables[name].as_tensor().clone())
+    }
+
+    /// The real input `in.NAME` as a plain tensor, also where the case expects its gradient: for what a loss detaches.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Run::input`].
+    pub fn constant(&self, name: &str) -> Result<Tensor> {
         let tensor = self.case.tensor(&format!("in.{name}"))?;
         if tensor.dtype() != DType::F32 {
             return Err(self.wrong(name, "expected type F32, found I64"));
         }
-        if !self.case.has(&format!("grad.{name}")) {
-            return Ok(tensor.clone());
-        }
-        if !self.variables.contains_key(name) {
-            self.variables.insert(name.to_string(), Var::from_tensor(tensor)?);
-        }
-        Ok(self.variables[name].as_tensor().clone())
+        Ok(tensor.clone())
+    }
+
+    /// Hands over `grad.NAME` of an input that a loss detaches, which the loss has written down by itself.
+    pub fn gradient(&mut self, name: &str, tensor: Tensor) {
+        self.outcome.insert(format!("grad.{name}"), tensor);
     }
 
     /// The inputs `in.PREFIX0`, `in.PREFIX1`, ... as long as they go on.

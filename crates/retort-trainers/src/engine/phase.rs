@@ -3,14 +3,16 @@
 use super::Objective;
 use crate::Result;
 use rand_chacha::ChaCha8Rng;
-use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, TransformConfig};
+use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, TransformConfig};
 use retort_nn::{OptimizerConfig, ScheduleConfig, Seed};
 
 /// Which samples form a batch, and how they are augmented.
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
-    /// Images in a batch; the last one of an epoch may be smaller.
+    /// Images in a batch; the last one of an epoch may be smaller, unless batches are class-balanced.
     pub batch_size: usize,
+    /// Which images form a batch.
+    pub sampling: Sampling,
     /// Augmentation in order.
     pub transforms: Vec<TransformConfig>,
 }
@@ -19,7 +21,7 @@ impl BatchPlan {
     pub(super) fn loader(&self, dataset: &Dataset, seed: Seed) -> Result<Loader> {
         let config = LoaderConfig {
             batch_size: self.batch_size,
-            shuffle: true,
+            sampling: self.sampling,
             drop_last: false,
             transforms: self.transforms.clone(),
             seed: seed.value(),

@@ -1,10 +1,11 @@
 //! The loop's promises: same bits, resume, clear stops.
 
+mod batches;
 mod phases;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
-use retort_datasets::{Batch, Dataset, Split, TransformConfig};
+use retort_datasets::{Batch, Dataset, Sampling, Split, TransformConfig};
 use retort_losses::{LossConfig, Term};
 use retort_models::ModelConfig;
 use retort_nn::{Decay, Network, OptimizerConfig, ParamGroup, ScheduleConfig, Seed, Tensors};
@@ -36,6 +37,7 @@ fn phase(objective: Box<dyn Objective>, epochs: usize) -> Phase {
         epochs,
         plan: BatchPlan {
             batch_size: 16,
+            sampling: Sampling::Shuffled,
             transforms: vec![
                 TransformConfig::RandomCrop { padding: 1 },
                 TransformConfig::HorizontalFlip { probability: 0.5 },

@@ -5,6 +5,7 @@
 //! To support a new id, write its function in the file of its family and add a line to [`adapter`].
 
 mod contrastive;
+mod distribution;
 mod feature;
 mod feature_phases;
 mod feature_stages;
@@ -48,6 +49,27 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "ofd" => feature_stages::ofd,
         "ofd-margin" => feature_stages::ofd_margin,
         "reviewkd" => feature_stages::reviewkd,
+        "w2-empirical" => distribution::w2,
+        "w1-empirical" => distribution::w1,
+        "w2-conditional" => distribution::w2_conditional,
+        "w2-joint" => distribution::w2_joint,
+        "sinkhorn" => distribution::sinkhorn,
+        "sinkhorn-divergence" => distribution::sinkhorn_divergence,
+        "sinkhorn-logits" => distribution::sinkhorn_logits,
+        "gromov-wasserstein-fixed-plan" => distribution::gromov_wasserstein,
+        "cdre-softplus" => distribution::cdre_softplus,
+        "kd2m-bound" => distribution::kd2m_bound,
+        "sliced-w2" => distribution::sliced_w2,
+        "max-sliced-w2" => distribution::max_sliced_w2,
+        "sliced-cramer" => distribution::sliced_cramer,
+        "gaussian-w2" => distribution::gaussian_w2,
+        "gaussian-w2-diag" => distribution::gaussian_w2_diag,
+        "gaussian-kl" => distribution::gaussian_kl,
+        "frechet" => distribution::frechet,
+        "coral" => distribution::coral,
+        "mmd" => distribution::mmd,
+        "mmd-conditional" => distribution::mmd_conditional,
+        "energy-distance" => distribution::energy_distance,
         "model-forward" => model::forward,
         "model-train-step" => model::train_step,
         _ => return None,

@@ -1,0 +1,100 @@
+//! Fully connected networks on flattened images, as the code of KD2M uses them for MNIST (Fernandes Montesuma 2025,
+//! arXiv 2504.01757).
+
+use crate::common::{check_images, check_sizes, config_error, network_spec};
+use crate::{ModelConfig, Result};
+use candle_core::Tensor;
+use retort_nn::{Linear, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
+
+/// Widths of the hidden layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlpConfig<'a> {
+    /// From the first hidden layer to the embedding, at least one.
+    pub hidden: &'a [usize],
+}
+
+/// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
+const MAX_WEIGHTS: usize = 1 << 30;
+
+impl MlpConfig<'_> {
+    /// Inputs and outputs of every layer, the classifier last.
+    fn layers(&self, model: &str, config: &ModelConfig) -> Result<Vec<[usize; 2]>> {
+        check_sizes(model, config, self.hidden)?;
+        if self.hidden.is_empty() {
+            return Err(config_error(model, "there must be at least one hidden layer, found none"));
+        }
+        let [height, width] = config.image;
+        let mut from = config.in_channels.saturating_mul(height).saturating_mul(width);
+        let mut layers = Vec::new();
+        for &to in self.hidden.iter().chain([&config.classes]) {
+            if from.saturating_mul(to) > MAX_WEIGHTS {
+                let message = format!("a layer must have at most {MAX_WEIGHTS} weights, found {from} x {to}");
+                return Err(config_error(model, message));
+            }
+            layers.push([from, to]);
+            from = to;
+        }
+        Ok(layers)
+    }
+
+    /// Multiply-adds for one image: every weight once.
+    pub(crate) fn multiply_adds(&self, model: &str, config: &ModelConfig) -> Result<usize> {
+        Ok(self.layers(model, config)?.iter().map(|[from, to]| from * to).sum())
+    }
+}
+
+/// `mlp-512-256-128`, `mlp-512-256-128-128-128`: the flattened image, a linear layer and ReLU for every hidden width,
+/// linear classifier.
+///
+/// The embedding is the last hidden layer after its ReLU, so it has no negative entry.
+/// There are no feature maps: [`Outputs::maps`] and [`Outputs::pre_activations`] stay empty whatever is tapped.
+///
+/// Keys: `feature_extractor.{2i}.weight`, `feature_extractor.{2i}.bias` (hidden layer i; the odd numbers are the ReLUs of
+/// PyTorch's `Sequential`), `classifier.*`. All layers start with PyTorch's default.
+pub struct Mlp {
+    spec: NetworkSpec,
+    hidden: Vec<Linear>,
+    classifier: Linear,
+    frozen: bool,
+}
+
+impl Mlp {
+    /// Declares all parameters in `scope`; `name` appears in the spec and in errors.
+    ///
+    /// # Errors
+    ///
+    /// No hidden layer, sizes of zero, a layer of more than 2^30 weights, or weights that do not fit.
+    pub fn new(name: &str, family: &MlpConfig<'_>, config: &ModelConfig, scope: &Scope) -> Result<Self> {
+        let layers = family.layers(name, config)?;
+        let ([embedding, classes], hidden) = layers.split_last().expect("the classifier is always there");
+        let layer = |(i, [from, to]): (usize, &[usize; 2])| {
+            Linear::new(&scope.child("feature_extractor").child(2 * i), *from, *to)
+        };
+        Ok(Self {
+            spec: network_spec(name, config, vec![], *embedding),
+            hidden: hidden.iter().enumerate().map(layer).collect::<retort_nn::Result<_>>()?,
+            classifier: Linear::new(&scope.child("classifier"), *embedding, *classes)?,
+            frozen: scope.is_frozen(),
+        })
+    }
+}
+
+impl Network for Mlp {
+    fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    fn forward(&self, images: &Tensor, mode: Mode, _taps: Taps) -> retort_nn::Result<Outputs> {
+        check_images(&self.spec, images)?;
+        if self.frozen && mode == Mode::Train {
+            let message = "a frozen network has no training mode";
+            return Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message));
+        }
+        let mut embedding = images.flatten_from(1)?;
+        for layer in &self.hidden {
+            embedding = retort_kernels::relu(&layer.forward(&embedding)?)?;
+        }
+        let logits = self.classifier.forward(&embedding)?;
+        Ok(Outputs { logits, embedding, maps: vec![], pre_activations: vec![] })
+    }
+}
