@@ -2,12 +2,14 @@
 
 use crate::bench::BenchArgs;
 use crate::docs::DocsArgs;
+use crate::features::Features;
 use crate::list::{What, text};
-use crate::manifest::Loaded;
+use crate::manifest::{Loaded, Profile};
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
 use crate::record::Record;
 use crate::runner::{Layout, Outcome, Resources, Runner};
 use crate::table::{Records, Table};
+use crate::tune::Search;
 use crate::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
@@ -26,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Plan a table, run what is missing, print it.
     Reproduce(ReproduceArgs),
+    /// Choose the weights of a table's rows on held-out training images, and write them down for `reproduce`.
+    Tune(TuneArgs),
     /// Run one run of a manifest's plan: the unit that a cluster's scheduler starts.
     Train(TrainArgs),
     /// Run a record's specification again and compare the two records line by line.
@@ -93,6 +97,20 @@ struct ReproduceArgs {
 }
 
 #[derive(Debug, Args)]
+struct TuneArgs {
+    /// Name of a manifest, for example `table3`.
+    table: String,
+    /// Scale: `quick`, `cpu`, `paper` ...
+    #[arg(long)]
+    profile: Option<String>,
+    /// Folder of manifests.
+    #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
+    experiments: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
 struct TrainArgs {
     /// A manifest file.
     manifest: PathBuf,
@@ -126,6 +144,7 @@ impl Cli {
     pub fn execute(&self, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
         match &self.command {
             Command::Reproduce(args) => reproduce(args, out, stop),
+            Command::Tune(args) => tune(args, out, stop),
             Command::Train(args) => train(args, out, stop),
             Command::Rerun(args) => rerun(args, out, stop),
             Command::Bench(args) => print(out, &args.execute(stop)?),
@@ -155,11 +174,27 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
     print(out, &table.terminal())?;
     table.save(&folder)?;
     print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", from_here(&folder).display()))?;
+    if loaded.profile(Some(&plan.profile))?.1.features {
+        let reports = Features::new(&runner.layout, &splits).reports(&plan, &records)?;
+        crate::features::save(&plan, &reports, &folder)?;
+        print(out, "Distances and bounds of the features: features.md and features.csv beside them\n")?;
+    }
     if failures.is_empty() {
         return Ok(());
     }
     let lines: Vec<String> = failures.iter().map(|(id, reason)| format!("  {id}: {reason}")).collect();
     Err(Error::Failed(format!("{} run(s) failed:\n{}", failures.len(), lines.join("\n"))))
+}
+
+fn tune(args: &TuneArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
+    let loaded = Loaded::table(&args.experiments, &args.table)?;
+    let (name, profile) = loaded.profile(args.profile.as_deref())?;
+    let search = Search::new(&loaded, name, &splits(profile, &args.common)?)?;
+    let runner = args.common.runner(search.splits(), stop)?;
+    let Outcome { records, failures } = runner.run(search.plan())?;
+    let (path, text) = search.choose(&loaded, &records, &failures)?;
+    retort_nn::write_atomically(&path, text.as_bytes())?;
+    print(out, &format!("{text}\nwritten to {}\n", from_here(&path).display()))
 }
 
 fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
@@ -216,10 +251,14 @@ fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
 
 fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &Common) -> Result<(Plan, Splits)> {
     let (name, profile) = loaded.profile(profile)?;
+    let splits = splits(profile, common)?;
+    Ok((Plan::new(loaded, name, &splits, selection)?, splits))
+}
+
+fn splits(profile: &Profile, common: &Common) -> Result<Splits> {
     let data = &profile.data;
     let count = |n: &Option<toml::Spanned<usize>>| n.as_ref().map(|n| *n.as_ref());
-    let splits = Splits::load(data.name.as_ref(), count(&data.train), count(&data.test), common.data.as_deref())?;
-    Ok((Plan::new(loaded, name, &splits, selection)?, splits))
+    Splits::load(data.name.as_ref(), count(&data.train), count(&data.test), common.data.as_deref())
 }
 
 fn records(folder: &Path, plan: &Plan) -> Result<Records> {

@@ -5,6 +5,7 @@ mod bench;
 pub mod cli;
 mod docs;
 mod error;
+mod features;
 mod fit;
 mod list;
 pub mod manifest;
@@ -17,5 +18,6 @@ pub mod runner;
 mod source;
 pub mod stats;
 pub mod table;
+mod tune;
 
 pub use error::{Error, Result};

@@ -74,6 +74,9 @@ pub struct MethodConfig {
     pub losses: Vec<Spanned<LossConfig>>,
     /// The optimiser of this row, in place of the profile's.
     pub optimizer: Option<Spanned<OptimizerConfig>>,
+    /// Whether the weight of the last loss is chosen on held-out images, see [`Tuning`].
+    #[serde(default)]
+    pub tune: bool,
     /// Which images form a training batch of this row, in place of the profile's.
     pub batches: Option<Spanned<Sampling>>,
     /// Name of the row in the published file.
@@ -105,6 +108,27 @@ pub struct Profile {
     /// Losses of a method in this profile, in place of the manifest's.
     #[serde(default)]
     pub overrides: BTreeMap<Spanned<String>, Vec<Spanned<LossConfig>>>,
+    /// How the weights of the rows with `tune` are chosen.
+    pub tuning: Option<Spanned<Tuning>>,
+    /// Whether the distances between the features of teacher and student on the test images are reported, with the
+    /// bounds that they give.
+    #[serde(default)]
+    pub features: bool,
+}
+
+/// Candidates for the weights of the rows that say `tune`: the one with the highest accuracy on the held-out images wins.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuning {
+    /// Weights of a row's last loss that are tried.
+    pub weights: Vec<f64>,
+    /// Seeds of each, counted from 1.
+    #[serde(default = "one_seed")]
+    pub seeds: u64,
+}
+
+fn one_seed() -> u64 {
+    1
 }
 
 /// A data set and how much of it.
@@ -292,6 +316,9 @@ impl Loaded {
             recipe.optimizer.as_ref().validate().map_err(|e| self.point(recipe.optimizer.span(), &e))?;
             recipe.schedule.as_ref().validate().map_err(|e| self.point(recipe.schedule.span(), &e))?;
         }
+        if let Some(tuning) = &profile.tuning {
+            self.check_tuning(profile, tuning)?;
+        }
         for pair in profile.pairs.as_ref() {
             for id in &pair.without {
                 self.check_method(id)?;
@@ -314,6 +341,20 @@ impl Loaded {
             }
         }
         Ok(())
+    }
+
+    fn check_tuning(&self, profile: &Profile, tuning: &Spanned<Tuning>) -> Result<()> {
+        let Tuning { weights, seeds } = tuning.as_ref();
+        let message = if profile.data.validation.is_none() {
+            "`tuning` needs `validation` in `data`: the number of training images to hold out".to_string()
+        } else if weights.is_empty() || weights.iter().any(|w| !(w.is_finite() && *w > 0.0)) {
+            format!("`weights` must be finite numbers > 0, at least one, found {weights:?}")
+        } else if !(1..=MAX_SEEDS).contains(seeds) {
+            format!("`seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}")
+        } else {
+            return Ok(());
+        };
+        Err(self.point(tuning.span(), &message))
     }
 
     /// The data set's name, the numbers of images, the batches, and the augmentation for images of its size.

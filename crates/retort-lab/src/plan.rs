@@ -3,6 +3,7 @@
 use crate::fit::Fit;
 use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
 use crate::source::suggestion;
+use crate::tune::Weights;
 use crate::{Error, Result};
 use retort_datasets::{Dataset, Sampling, Split, TransformConfig};
 use retort_losses::LossConfig;
@@ -214,9 +215,24 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// An unknown method in the selection, no seed, batches that cannot be formed from the training rows, or a row whose
+    /// An unknown method in the selection, a broken file of chosen weights, no seed, batches that cannot be formed from the training rows, or a row whose
     /// losses the shapes of a pair do not allow.
     pub fn new(loaded: &Loaded, profile: &str, splits: &Splits, selection: &Selection) -> Result<Self> {
+        Self::with_weights(loaded, profile, splits, selection, &Weights::read(loaded, profile)?)
+    }
+
+    /// The same with these weights for the rows that say `tune`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::new`].
+    pub(crate) fn with_weights(
+        loaded: &Loaded,
+        profile: &str,
+        splits: &Splits,
+        selection: &Selection,
+        weights: &Weights,
+    ) -> Result<Self> {
         let (name, profile) = loaded.profile(Some(profile))?;
         for id in &selection.only {
             if !loaded.method_ids().any(|known| known == id) {
@@ -241,6 +257,7 @@ impl Plan {
             for seed in 1..=seeds {
                 for method in &rows {
                     let losses = losses(method, profile, pair).iter().map(|loss| loss.as_ref().clone()).collect();
+                    let losses = weights.applied(method, losses)?;
                     // A method that uses no teacher still names one: its fidelity is measured too.
                     let (recipe, student) = (&profile.student, pair.student.as_ref());
                     let mut spec = spec(profile, recipe, student, losses, Some(teacher.clone()), splits, seed);

@@ -48,6 +48,12 @@ impl Layout {
         self.root.join("weights").join(format!("{id}.safetensors"))
     }
 
+    /// Distances and bounds between the features of a finished run and its teacher's.
+    #[must_use]
+    pub fn features(&self, id: &str) -> PathBuf {
+        self.root.join("features").join(format!("{id}.json"))
+    }
+
     /// State of a run that is not finished.
     #[must_use]
     pub fn checkpoint(&self, id: &str) -> PathBuf {
@@ -62,7 +68,7 @@ impl Layout {
 
     /// Removes what a run has left, so that it is run again.
     pub(crate) fn forget(&self, id: &str) -> Result<()> {
-        for path in [Record::path(&self.records(), id), self.weights(id), self.checkpoint(id)] {
+        for path in [Record::path(&self.records(), id), self.weights(id), self.checkpoint(id), self.features(id)] {
             if path.exists() {
                 std::fs::remove_file(&path).map_err(|e| Error::file(&path, format!("cannot remove: {e}")))?;
             }

@@ -5,6 +5,7 @@ use crate::plan::{Plan, PlannedRun};
 use crate::published::{Cell, Published, same_protocol, same_rate};
 use crate::record::Record;
 use crate::stats::{Sample, paired};
+use crate::tune::Weights;
 use crate::{Error, Result};
 use retort_nn::write_atomically;
 use std::collections::BTreeMap;
@@ -109,7 +110,7 @@ impl Table {
             sections.push(Section { teacher: teacher.clone(), student: student.clone(), rows });
         }
         let title = format!("{} [profile {}]", loaded.manifest.title, plan.profile);
-        Ok(Self { title, notes: notes(loaded, plan, profile, records, published), sections })
+        Ok(Self { title, notes: notes(loaded, plan, profile, records, published)?, sections })
     }
 
     /// For a terminal.
@@ -323,7 +324,7 @@ fn notes(
     profile: &Profile,
     records: &Records,
     published: Option<&Published>,
-) -> Vec<String> {
+) -> Result<Vec<String>> {
     let data = &plan.teachers[0].data;
     let mut notes = vec![
         profile.about.clone(),
@@ -338,6 +339,9 @@ fn notes(
             loaded.manifest.baseline.as_ref()
         ),
     ];
+    if profile.tuning.is_some() {
+        notes.push(Weights::read(loaded, &plan.profile)?.note(loaded));
+    }
     let mut machines: Vec<String> = records
         .values()
         .map(|r| format!("{} thread(s), {} run(s) side by side", r.machine.threads, r.machine.side_by_side))
@@ -365,5 +369,5 @@ fn notes(
         }
         None => "No published numbers.".into(),
     });
-    notes
+    Ok(notes)
 }

@@ -148,6 +148,10 @@ impl Network for CifarResNet {
         Ok(self.stages.iter().map(|stage| stage.last().map(|block| block.last.stage_norm())).collect())
     }
 
+    fn classifier(&self) -> Option<&Linear> {
+        Some(&self.classifier)
+    }
+
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
         let mut shown = Shown::new(taps);

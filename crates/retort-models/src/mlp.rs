@@ -84,6 +84,10 @@ impl Network for Mlp {
         &self.spec
     }
 
+    fn classifier(&self) -> Option<&Linear> {
+        Some(&self.classifier)
+    }
+
     fn forward(&self, images: &Tensor, mode: Mode, _taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
         if self.frozen && mode == Mode::Train {

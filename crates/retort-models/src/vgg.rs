@@ -124,6 +124,10 @@ impl Network for Vgg {
         Ok(self.blocks[1..].iter().map(|block| block.units.last().map(ConvBatchNorm::stage_norm)).collect())
     }
 
+    fn classifier(&self) -> Option<&Linear> {
+        Some(&self.classifier)
+    }
+
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
         let mut shown = Shown::new(taps);

@@ -122,6 +122,10 @@ impl Network for WideResNet {
         Ok(next.chain([Some(self.norm.stage_norm())]).collect())
     }
 
+    fn classifier(&self) -> Option<&Linear> {
+        Some(&self.classifier)
+    }
+
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
         let mut shown = Shown::new(taps);

@@ -86,6 +86,18 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// `[out, in]`.
+    #[must_use]
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// `[out]`, where there is one.
+    #[must_use]
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// `[B, in]` to `[B, out]`.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What a network declares about itself and what it shows of itself on a batch.
 
-use crate::{Error, Result};
+use crate::{Error, Linear, Result};
 use candle_core::Tensor;
 
 /// Training or evaluation.
@@ -136,6 +136,11 @@ pub trait Network: Send + Sync {
     /// Fails if candle does.
     fn stage_norms(&self) -> Result<Option<Vec<StageNorm>>> {
         Ok(None)
+    }
+
+    /// The linear layer from the embedding to the logits; `None` where the last step is another one.
+    fn classifier(&self) -> Option<&Linear> {
+        None
     }
 
     /// One forward pass over `images` `[B, C, H, W]`.

@@ -6,6 +6,7 @@ use super::report::Report;
 use super::training::{Setup, Training};
 use super::{ImageShape, Options, Run};
 use crate::source::{no_loss, suggestion};
+use crate::tune::with_weight;
 use crate::{Error, Result};
 use clap::Args;
 use retort_losses::output::CeConfig;
@@ -88,15 +89,6 @@ fn terms(method: LossConfig, weight: Option<f64>) -> Result<Vec<LossConfig>> {
         None => method,
     };
     Ok(ce.into_iter().chain([method]).collect())
-}
-
-/// Every method has the field `weight`, so it is replaced as in a manifest.
-fn with_weight(method: &LossConfig, weight: f64) -> Result<LossConfig> {
-    let mut table = toml::Table::try_from(method).map_err(Error::request)?;
-    table.insert("weight".into(), toml::Value::Float(weight));
-    let method: LossConfig = table.try_into().map_err(Error::request)?;
-    method.validate().map_err(super::loss_error)?;
-    Ok(method)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod bench;
 mod committed;
 mod docs;
 mod runs;
+mod tuning;
 mod validation;
 
 use std::fs;

@@ -37,7 +37,9 @@ pub use moments::{
     frechet, gaussian_kl, gaussian_w2, gaussian_w2_diag,
 };
 pub use paired::{PairedL2Config, paired_l2};
-pub use sliced::{MaxSlicedW2Config, SlicedCramerConfig, SlicedW2Config, max_sliced_w2, sliced_cramer, sliced_w2};
+pub use sliced::{
+    MaxSlicedW2Config, SlicedCramerConfig, SlicedW2Config, max_sliced_w2, random_directions, sliced_cramer, sliced_w2,
+};
 
 use crate::config::{Family, Inputs, MethodInfo, Side};
 

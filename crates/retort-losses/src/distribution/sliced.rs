@@ -5,7 +5,7 @@ use super::matching::{Batch, Matching, Metric};
 use super::{Discrepancy, KD2M, WEIGHT};
 use crate::config::{MethodInfo, check};
 use crate::{Result, ops, reduce};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rand::RngExt;
 use retort_nn::Seed;
 use retort_transport::Points;
@@ -138,13 +138,29 @@ impl<'a> Slices<'a> {
     }
 }
 
-/// `[L, D]` unit rows, drawn for one step.
+/// Directions drawn evenly from the sphere: `count` unit rows of `width`, f64, the same for the same seed.
+///
+/// # Errors
+///
+/// No direction, no coordinate, or more entries than fit.
+///
+/// # Example
+///
+/// ```
+/// let lines = retort_losses::distribution::random_directions(128, 64, 1)?;
+/// assert_eq!(lines.dims(), [128, 64]);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn random_directions(count: usize, width: usize, seed: u64) -> Result<Tensor> {
+    let values = retort_transport::random_directions(count, width, seed);
+    let values = values.map_err(|e| super::discrepancy::refused("directions", e))?;
+    Ok(Tensor::from_vec(values, (count, width), &Device::Cpu)?)
+}
+
+/// Directions of one step.
 fn drawn(method: &'static str, count: usize, features: &Tensor, seed: Seed) -> Result<Tensor> {
     let (_, width) = ops::logits(method, "student features", features)?;
-    let seed = seed.child("directions").rng().random();
-    let directions = retort_transport::random_directions(count, width, seed);
-    let directions = directions.map_err(|e| super::discrepancy::refused(method, e))?;
-    Ok(Tensor::from_vec(directions, (count, width), &Device::Cpu)?.to_dtype(DType::F64)?)
+    random_directions(count, width, seed.child("directions").rng().random())
 }
 
 /// Settings of the sliced Wasserstein distance; directions are drawn anew in every step.
