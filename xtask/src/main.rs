@@ -10,6 +10,8 @@ usage: cargo xtask WORD [ARGS]
 
   reproduce TABLE [--profile P] [--only METHOD,..] [--seeds N] [--out DIR] [--data DIR]
                       plan a table, run what is missing, print it
+  tune TABLE [--profile P]
+                      choose the weights of a table's rows on held-out training images
   train MANIFEST --run ID
                       one run of a plan
   rerun RECORD        run a record again and compare it bit by bit
@@ -25,9 +27,9 @@ usage: cargo xtask WORD [ARGS]
                       instruction-set path that this processor has
   ci                  format, tidy, clippy, tests, documentation, in this order
 
-The options of the first six: cargo xtask WORD --help";
+The options of the first seven: cargo xtask WORD --help";
 
-const RETORT_WORDS: [&str; 6] = ["reproduce", "train", "rerun", "list", "bench", "docs"];
+const RETORT_WORDS: [&str; 7] = ["reproduce", "tune", "train", "rerun", "list", "bench", "docs"];
 const OTHER_WORDS: [&str; 5] = ["golden", "tidy", "paths", "ci", "help"];
 
 fn main() -> ExitCode {
