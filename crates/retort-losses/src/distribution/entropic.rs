@@ -64,7 +64,7 @@ pub fn sinkhorn(student: &Tensor, teacher: &Tensor, options: &Entropic) -> Resul
 /// Debiased entropic transport (Feydy et al. 2019, arXiv 1810.08278):
 /// `OT_eps(x, y) - OT_eps(x, x) / 2 - OT_eps(y, y) / 2`, the same `eps` in all three.
 ///
-/// Never negative, 0 for equal clouds only; between `W2^2` (small `eps`) and `||m_x - m_y||^2` (large `eps`).
+/// Never negative, 0 for equal clouds only; it tends to `W2^2` for small `eps` and to `||m_x - m_y||^2` for large ones.
 /// GeomLoss halves the cost: this is twice its value with `blur = sqrt(eps / 2)`.
 ///
 /// # Shapes
