@@ -1,20 +1,8 @@
 //! Transport within classes.
 
-use crate::{Distance, Error, Plan, Points, Result, Wasserstein, w2};
+use crate::classes::{Class, Classes};
+use crate::{ClassReduction, Distance, Plan, Points, Result, w2};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
-
-/// How the distances of the classes become one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ClassReduction {
-    /// Their sum.
-    #[default]
-    Sum,
-    /// Their mean over the classes that both sides have.
-    Mean,
-    /// Weighted by the share of the student's rows, among the rows of classes that both sides have.
-    Weighted,
-}
 
 /// A distance between labelled clouds, class by class.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,78 +63,25 @@ pub fn w2_conditional(
     reduction: ClassReduction,
 ) -> Result<Conditional> {
     x.same_width(&y)?;
-    let (rows_x, rows_y) = (by_class(x, labels_x)?, by_class(y, labels_y)?);
-    let (common, rest): (Vec<u32>, Vec<u32>) = rows_x.keys().partition(|class| rows_y.contains_key(class));
-    let mut skipped = rest;
-    skipped.extend(rows_y.keys().filter(|class| !rows_x.contains_key(class)));
-    skipped.sort_unstable();
-
-    let solve = |class: &u32| {
-        let (part_x, part_y) = (gather(x, &rows_x[class]), gather(y, &rows_y[class]));
+    let classes = Classes::new(x, y, labels_x, labels_y, reduction)?;
+    let solve = |class: &Class| {
+        let [part_x, part_y] = class.points(x, y);
         w2(Points::new(x.name(), &part_x, x.width())?, Points::new(y.name(), &part_y, y.width())?)
     };
-    let solved = common.par_iter().map(solve).collect::<Result<Vec<_>>>()?;
-    let counted: usize = common.iter().map(|class| rows_x[class].len()).sum();
-    let weight = |class: &u32| match reduction {
-        ClassReduction::Sum => 1.0,
-        ClassReduction::Mean => 1.0 / common.len() as f64,
-        ClassReduction::Weighted => rows_x[class].len() as f64 / counted as f64,
-    };
-
-    let (grad_x, grad_y) = (vec![0.0; x.values().len()], vec![0.0; y.values().len()]);
-    let mut distance = Distance { value: 0.0, grad_x, grad_y };
+    let solved = classes.common.par_iter().map(solve).collect::<Result<Vec<_>>>()?;
+    let mut distance = Distance::zero(x, y);
     let mut entries = Vec::new();
-    for (class, solved) in common.iter().zip(&solved) {
-        add(&mut distance, &mut entries, solved, weight(class), &rows_x[class], &rows_y[class], x.width());
+    for (class, solved) in classes.common.iter().zip(&solved) {
+        class.add(&mut distance, &solved.distance, x.width());
+        let moved = |&(i, j, mass): &(usize, usize, f64)| (class.rows_x[i], class.rows_y[j], class.weight * mass);
+        entries.extend(solved.transport.plan.entries().iter().map(moved));
     }
     Ok(Conditional {
         distance: crate::checks::finite("w2-conditional", distance)?,
         plan: Plan::new(x.len(), y.len(), entries)?,
         per_class: solved.iter().map(|s| s.distance.value).collect(),
         converged: solved.iter().all(|s| s.transport.converged),
-        classes: common,
-        skipped,
+        classes: classes.labels(),
+        skipped: classes.skipped,
     })
-}
-
-/// The rows of each class.
-fn by_class(points: Points<'_>, labels: &[u32]) -> Result<BTreeMap<u32, Vec<usize>>> {
-    check_labels(points, labels)?;
-    let mut rows: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-    labels.iter().enumerate().for_each(|(i, &class)| rows.entry(class).or_default().push(i));
-    Ok(rows)
-}
-
-/// Refuses another number of labels than of points.
-pub(crate) fn check_labels(points: Points<'_>, labels: &[u32]) -> Result<()> {
-    if labels.len() == points.len() {
-        return Ok(());
-    }
-    let what = format!("labels of {}", points.name());
-    Err(Error::Shape { what, expected: format!("{} labels", points.len()), found: labels.len().to_string() })
-}
-
-fn gather(points: Points<'_>, rows: &[usize]) -> Vec<f64> {
-    rows.iter().flat_map(|&i| points.row(i)).copied().collect()
-}
-
-/// Adds the share of one class.
-fn add(
-    sum: &mut Distance,
-    entries: &mut Vec<(usize, usize, f64)>,
-    part: &Wasserstein,
-    weight: f64,
-    rows_x: &[usize],
-    rows_y: &[usize],
-    width: usize,
-) {
-    sum.value += weight * part.distance.value;
-    let scatter = |to: &mut [f64], from: &[f64], rows: &[usize]| {
-        for (&i, from) in rows.iter().zip(from.chunks_exact(width)) {
-            to[i * width..][..width].iter_mut().zip(from).for_each(|(to, from)| *to = weight * from);
-        }
-    };
-    scatter(&mut sum.grad_x, &part.distance.grad_x, rows_x);
-    scatter(&mut sum.grad_y, &part.distance.grad_y, rows_y);
-    entries.extend(part.transport.plan.entries().iter().map(|&(i, j, mass)| (rows_x[i], rows_y[j], weight * mass)));
 }

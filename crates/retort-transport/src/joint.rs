@@ -1,6 +1,6 @@
 //! Transport that pays for features and labels at once.
 
-use crate::conditional::check_labels;
+use crate::classes::check_labels;
 use crate::cost::pairwise;
 use crate::wasserstein::pull;
 use crate::{Cost, Distance, Error, Plan, Points, Result, Transport, TransportOptions, checks, uniform_transport};

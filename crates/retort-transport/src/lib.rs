@@ -5,6 +5,7 @@
 mod assignment;
 mod certificate;
 mod checks;
+mod classes;
 mod conditional;
 mod coral;
 mod cosine;
@@ -32,7 +33,8 @@ mod wasserstein;
 
 pub use assignment::{Assignment, assignment};
 pub use certificate::Certificate;
-pub use conditional::{ClassReduction, Conditional, w2_conditional};
+pub use classes::ClassReduction;
+pub use conditional::{Conditional, w2_conditional};
 pub use coral::{CoralMatrix, CoralOptions, coral};
 pub use cost::Cost;
 pub use distance::Distance;

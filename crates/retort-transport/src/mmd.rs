@@ -1,6 +1,6 @@
 //! Maximum mean discrepancy.
 
-use crate::conditional::check_labels;
+use crate::classes::Classes;
 use crate::moments::Centred;
 use crate::pairs::Pool;
 use crate::{ClassReduction, Distance, Error, Estimator, Points, Result, checks};
@@ -165,33 +165,21 @@ pub fn mmd_conditional(
 ) -> Result<ConditionalMmd> {
     check(&options.kernel)?;
     x.same_width(&y)?;
-    check_labels(x, labels_x)?;
-    check_labels(y, labels_y)?;
-    let classes = common(labels_x, labels_y);
-    let counted = labels_x.iter().filter(|label| classes.binary_search(label).is_ok()).count();
-    let mut distance =
-        Distance { value: 0.0, grad_x: vec![0.0; x.values().len()], grad_y: vec![0.0; y.values().len()] };
-    let mut per_class = Vec::with_capacity(classes.len());
-    for &class in &classes {
-        let (rows_x, rows_y) = (rows_of(labels_x, class), rows_of(labels_y, class));
+    let classes = Classes::new(x, y, labels_x, labels_y, reduction)?;
+    let mut distance = Distance::zero(x, y);
+    let mut per_class = Vec::with_capacity(classes.common.len());
+    for class in &classes.common {
         if options.estimator == Estimator::Unbiased {
-            checks::two_points(&format!("class {class} of {}", x.name()), rows_x.len())?;
-            checks::two_points(&format!("class {class} of {}", y.name()), rows_y.len())?;
+            checks::two_points(&format!("class {} of {}", class.label, x.name()), class.rows_x.len())?;
+            checks::two_points(&format!("class {} of {}", class.label, y.name()), class.rows_y.len())?;
         }
-        let (some_x, some_y) = (gather(&x, &rows_x), gather(&y, &rows_y));
+        let [some_x, some_y] = class.points(x, y);
         let (some_x, some_y) = (Points::new(x.name(), &some_x, x.width())?, Points::new(y.name(), &some_y, x.width())?);
         let found = mmd(some_x, some_y, options)?.distance;
-        let share = match reduction {
-            ClassReduction::Sum => 1.0,
-            ClassReduction::Mean => 1.0 / classes.len() as f64,
-            ClassReduction::Weighted => rows_x.len() as f64 / counted as f64,
-        };
-        distance.value += share * found.value;
-        scatter(&mut distance.grad_x, &rows_x, &found.grad_x, x.width(), share);
-        scatter(&mut distance.grad_y, &rows_y, &found.grad_y, x.width(), share);
+        class.add(&mut distance, &found, x.width());
         per_class.push(found.value);
     }
-    Ok(ConditionalMmd { distance: checks::finite("mmd-conditional", distance)?, classes, per_class })
+    Ok(ConditionalMmd { distance: checks::finite("mmd-conditional", distance)?, classes: classes.labels(), per_class })
 }
 
 fn check(kernel: &Kernel) -> Result<()> {
@@ -277,28 +265,4 @@ fn rbf(
     });
     distance.grad_x.iter_mut().chain(&mut distance.grad_y).for_each(|g| *g /= pool.scale);
     (distance, used)
-}
-
-/// The labels on both sides, ascending.
-fn common(a: &[u32], b: &[u32]) -> Vec<u32> {
-    let (mut a, mut b) = (a.to_vec(), b.to_vec());
-    a.sort_unstable();
-    a.dedup();
-    b.sort_unstable();
-    a.retain(|label| b.binary_search(label).is_ok());
-    a
-}
-
-fn rows_of(labels: &[u32], class: u32) -> Vec<usize> {
-    (0..labels.len()).filter(|&i| labels[i] == class).collect()
-}
-
-fn gather(points: &Points<'_>, rows: &[usize]) -> Vec<f64> {
-    rows.iter().flat_map(|&i| points.row(i)).copied().collect()
-}
-
-fn scatter(grad: &mut [f64], rows: &[usize], part: &[f64], width: usize, share: f64) {
-    for (&i, part) in rows.iter().zip(part.chunks_exact(width)) {
-        grad[i * width..][..width].iter_mut().zip(part).for_each(|(g, p)| *g = share * p);
-    }
 }
