@@ -2,7 +2,7 @@
 
 use crate::network::Network;
 use crate::scan::{Smallest, relax, two_smallest};
-use crate::{Certificate, Cost};
+use crate::{Certificate, Cost, Error, Result};
 use std::cmp::Ordering;
 
 /// No row or column.
@@ -37,12 +37,15 @@ impl Assignment {
     /// In a rectangular problem a price of the longer side is the value of being allowed to stay alone, so it must not
     /// be positive: `worst_violation` covers that too.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If `cost` has another shape.
-    #[must_use]
-    pub fn certificate(&self, cost: &Cost) -> Certificate {
-        assert_eq!((cost.rows(), cost.columns()), (self.u.len(), self.v.len()), "the matrix has another shape");
+    /// A matrix of another shape.
+    pub fn certificate(&self, cost: &Cost) -> Result<Certificate> {
+        let (expected, found) = ([self.u.len(), self.v.len()], [cost.rows(), cost.columns()]);
+        if expected != found {
+            let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
+            return Err(Error::Shape { what: "cost matrix".into(), expected, found });
+        }
         let (mut rows, mut columns) = (vec![0.0f64; cost.rows()], vec![0.0f64; cost.columns()]);
         for (i, j) in self.pairs() {
             rows[i] += 1.0;
@@ -58,7 +61,7 @@ impl Assignment {
         };
         let rows_error = error(&rows, &self.u, cost.rows() > cost.columns());
         let marginal_error = rows_error.max(error(&columns, &self.v, cost.columns() > cost.rows()));
-        Certificate { primal, dual, gap: primal - dual, worst_violation, marginal_error }
+        Ok(Certificate { primal, dual, gap: primal - dual, worst_violation, marginal_error })
     }
 }
 
@@ -81,7 +84,7 @@ impl Assignment {
 /// let best = assignment(&cost);
 /// assert_eq!(best.columns, [Some(1), Some(0), Some(2)]);
 /// assert_eq!(best.value, 5.0);
-/// assert_eq!(best.certificate(&cost).gap, 0.0);
+/// assert_eq!(best.certificate(&cost)?.gap, 0.0);
 /// # Ok::<(), retort_transport::Error>(())
 /// ```
 #[must_use]

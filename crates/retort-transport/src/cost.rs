@@ -31,7 +31,7 @@ impl Cost {
     /// ```
     /// use retort_transport::Cost;
     /// let cost = Cost::new(vec![1.0, 2.0, 3.0, 4.0, 5.0, -6.0], 2, 3)?;
-    /// assert_eq!((cost.row(1), cost.largest()), (&[4.0, 5.0, -6.0][..], 6.0));
+    /// assert_eq!((cost.get(1), cost.get(2), cost.largest()), (Some(&[4.0, 5.0, -6.0][..]), None, 6.0));
     /// assert!(Cost::new(vec![f64::NAN], 1, 1).is_err());
     /// # Ok::<(), retort_transport::Error>(())
     /// ```
@@ -134,13 +134,13 @@ impl Cost {
         &self.values
     }
 
-    /// The costs of source `i`.
-    ///
-    /// # Panics
-    ///
-    /// If there are not that many.
+    /// The costs of source `i`; none if there are not that many.
     #[must_use]
-    pub fn row(&self, i: usize) -> &[f64] {
+    pub fn get(&self, i: usize) -> Option<&[f64]> {
+        (i < self.rows).then(|| self.row(i))
+    }
+
+    pub(crate) fn row(&self, i: usize) -> &[f64] {
         &self.values[i * self.columns..(i + 1) * self.columns]
     }
 

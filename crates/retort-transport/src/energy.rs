@@ -14,8 +14,7 @@ use crate::{Distance, Estimator, Points, Result, checks};
 /// # Gradient
 ///
 /// `d/dx_i = (2/n) [mean_j u(x_i - y_j) - mean_j u(x_i - x_j)]`, `u(z) = z / ||z||`, `u(0) = 0`; the second mean is
-/// over
-/// `n` for the biased and over `n - 1` for the unbiased estimator.
+/// over `n` for the biased and over `n - 1` for the unbiased estimator.
 ///
 /// # Errors
 ///

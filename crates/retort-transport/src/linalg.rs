@@ -12,6 +12,7 @@ use faer::prelude::default;
 use faer::traits::pulp;
 use faer::{Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of a product that one task computes.
 const ROWS: usize = 16;
@@ -37,14 +38,18 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// How a pair of numbers enters a sum.
+/// How a pair of numbers enters a sum, seen from an origin of this sum.
 pub(crate) trait Term: Copy {
-    fn add(sum: f64, a: f64, b: f64) -> f64;
+    fn add(sum: f64, a: f64, b: f64, origin: f64) -> f64;
 }
 
 /// `a b`, for products.
 #[derive(Clone, Copy)]
 pub(crate) struct Times;
+
+/// `a (b - origin)`, for pulls towards points.
+#[derive(Clone, Copy)]
+pub(crate) struct TimesOffset;
 
 /// `(a - b)^2`, for squared distances.
 #[derive(Clone, Copy)]
@@ -52,14 +57,21 @@ pub(crate) struct SquaredDifference;
 
 impl Term for Times {
     #[inline(always)]
-    fn add(sum: f64, a: f64, b: f64) -> f64 {
+    fn add(sum: f64, a: f64, b: f64, _origin: f64) -> f64 {
         sum + a * b
+    }
+}
+
+impl Term for TimesOffset {
+    #[inline(always)]
+    fn add(sum: f64, a: f64, b: f64, origin: f64) -> f64 {
+        sum + a * (b - origin)
     }
 }
 
 impl Term for SquaredDifference {
     #[inline(always)]
-    fn add(sum: f64, a: f64, b: f64) -> f64 {
+    fn add(sum: f64, a: f64, b: f64, _origin: f64) -> f64 {
         sum + (a - b) * (a - b)
     }
 }
@@ -69,14 +81,28 @@ impl Term for SquaredDifference {
 /// Every sum runs over k in ascending order and without fused operations, so an entry has the same bits wherever it
 /// stands and on every processor.
 pub(crate) fn contract<T: Term>(term: T, depth: usize, a: Columns<'_>, b: Columns<'_>, out: &mut [f64]) {
-    pulp::Arch::new().dispatch(Contract { _term: term, depth, a, b, out });
+    pulp::Arch::new().dispatch(Contract { sums: Sums { _term: term, depth, a, b, origins: None }, out });
 }
 
-struct Contract<'a, T> {
+/// `out[i][j] += sum over k < depth of a[k][i] (b[k][j] - origins[i][j])`: how points `b` pull at the `origins`.
+///
+/// Not the difference of two sums: that would cost digits where points are close and the weights `a` large.
+pub(crate) fn pull(depth: usize, a: Columns<'_>, b: Columns<'_>, origins: &[f64], out: &mut [f64]) {
+    let sums = Sums { _term: TimesOffset, depth, a, b, origins: Some(origins) };
+    pulp::Arch::new().dispatch(Contract { sums, out });
+}
+
+struct Sums<'a, T> {
     _term: T,
     depth: usize,
     a: Columns<'a>,
     b: Columns<'a>,
+    /// One for each sum; 0 if there are none.
+    origins: Option<&'a [f64]>,
+}
+
+struct Contract<'a, T> {
+    sums: Sums<'a, T>,
     out: &'a mut [f64],
 }
 
@@ -85,61 +111,61 @@ impl<T: Term> pulp::WithSimd for Contract<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) {
-        let Self { depth, a, b, out, .. } = self;
-        for from in (0..depth).step_by(DEPTH) {
-            let (from, to) = (from, depth.min(from + DEPTH));
+        let Self { sums, out } = self;
+        for from in (0..sums.depth).step_by(DEPTH) {
+            let terms = from..sums.depth.min(from + DEPTH);
             let mut i = 0;
-            while i + 4 <= a.count {
-                strip::<T, 4>(from, to, a, i, b, out);
+            while i + 4 <= sums.a.count {
+                sums.strip::<4>(&terms, i, out);
                 i += 4;
             }
-            while i < a.count {
-                strip::<T, 1>(from, to, a, i, b, out);
+            while i < sums.a.count {
+                sums.strip::<1>(&terms, i, out);
                 i += 1;
             }
         }
     }
 }
 
-/// The rows `i .. i + P` of the result.
-#[inline(always)]
-fn strip<T: Term, const P: usize>(from: usize, to: usize, a: Columns<'_>, i: usize, b: Columns<'_>, out: &mut [f64]) {
-    let mut j = 0;
-    while j + 8 <= b.count {
-        tile::<T, P, 8>(from, to, a, i, b, j, out);
-        j += 8;
-    }
-    while j < b.count {
-        tile::<T, P, 1>(from, to, a, i, b, j, out);
-        j += 1;
-    }
-}
-
-#[inline(always)]
-fn tile<T: Term, const P: usize, const Q: usize>(
-    from: usize,
-    to: usize,
-    a: Columns<'_>,
-    i: usize,
-    b: Columns<'_>,
-    j: usize,
-    out: &mut [f64],
-) {
-    let mut sums = [[0.0; Q]; P];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        sums.copy_from_slice(&out[(i + r) * b.count + j..][..Q]);
-    }
-    for k in from..to {
-        let a = a.values[k * a.stride + i..].first_chunk::<P>().expect("a row of a has P columns from i on");
-        let b = b.values[k * b.stride + j..].first_chunk::<Q>().expect("a row of b has Q columns from j on");
-        for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = T::add(*sum, *a, *b);
-            }
+impl<T: Term> Sums<'_, T> {
+    /// The rows `i .. i + P` of the result.
+    #[inline(always)]
+    fn strip<const P: usize>(&self, terms: &Range<usize>, i: usize, out: &mut [f64]) {
+        let mut j = 0;
+        while j + 8 <= self.b.count {
+            self.tile::<P, 8>(terms, i, j, out);
+            j += 8;
+        }
+        while j < self.b.count {
+            self.tile::<P, 1>(terms, i, j, out);
+            j += 1;
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        out[(i + r) * b.count + j..][..Q].copy_from_slice(sums);
+
+    #[inline(always)]
+    fn tile<const P: usize, const Q: usize>(&self, terms: &Range<usize>, i: usize, j: usize, out: &mut [f64]) {
+        let Self { a, b, .. } = self;
+        let read = |from: &[f64]| {
+            let mut tile = [[0.0; Q]; P];
+            for (r, row) in tile.iter_mut().enumerate() {
+                row.copy_from_slice(&from[(i + r) * b.count + j..][..Q]);
+            }
+            tile
+        };
+        let mut sums = read(out);
+        let origins = self.origins.map_or([[0.0; Q]; P], read);
+        for k in terms.clone() {
+            let a = a.values[k * a.stride + i..].first_chunk::<P>().expect("a row of a has P columns from i on");
+            let b = b.values[k * b.stride + j..].first_chunk::<Q>().expect("a row of b has Q columns from j on");
+            for ((sums, a), origins) in sums.iter_mut().zip(a).zip(&origins) {
+                for ((sum, b), origin) in sums.iter_mut().zip(b).zip(origins) {
+                    *sum = T::add(*sum, *a, *b, *origin);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            out[(i + r) * b.count + j..][..Q].copy_from_slice(sums);
+        }
     }
 }
 

@@ -6,8 +6,7 @@ use crate::{Distance, Error, Estimator, Points, Result};
 /// `W_p^p`, the cheapest transport between two samples of equal weights.
 ///
 /// `integral over u in (0, 1) of |F^-1(u) - G^-1(u)|^p`, where the quantile functions are constant on steps of `1/n`
-/// and
-/// `1/m`; for `n = m` this is `(1/n) sum |x_(i) - y_(i)|^p` over the sorted samples.
+/// and `1/m`; for `n = m` this is `(1/n) sum |x_(i) - y_(i)|^p` over the sorted samples.
 /// The power stays: `p = 2` gives the squared distance.
 ///
 /// # Shapes

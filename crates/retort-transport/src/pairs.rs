@@ -1,6 +1,6 @@
 //! Sums over all pairs of points, in blocks.
 
-use crate::linalg::{Columns, SquaredDifference, Term, Times, contract};
+use crate::linalg::{Columns, SquaredDifference, Term, Times, contract, pull};
 use crate::{Distance, Points, moments};
 use rayon::prelude::*;
 
@@ -163,14 +163,14 @@ impl Pool {
         let count = grad.len() / width;
         let (from_x, from_y) = slopes.split_at(n * count);
         let (x, y) = self.rows.split_at(n * width);
+        let here = &self.rows[start * width..][..grad.len()];
         for (side, (slopes, points)) in [(from_x, x), (from_y, y)].into_iter().enumerate() {
             let mut pulls = vec![0.0; grad.len()];
-            contract(Times, points.len() / width, Columns::all(slopes, count), Columns::all(points, width), &mut pulls);
-            let mut totals = vec![0.0; count];
-            if radial {
-                for row in slopes.chunks_exact(count) {
-                    totals.iter_mut().zip(row).for_each(|(sum, w)| *sum += w);
-                }
+            let (depth, slopes, points) =
+                (points.len() / width, Columns::all(slopes, count), Columns::all(points, width));
+            match radial {
+                true => pull(depth, slopes, points, here, &mut pulls),
+                false => contract(Times, depth, slopes, points, &mut pulls),
             }
             for (c, (grad, pulls)) in grad.chunks_exact_mut(width).zip(pulls.chunks_exact(width)).enumerate() {
                 let own = self.side(start + c);
@@ -178,10 +178,7 @@ impl Pool {
                     true => 2.0 / estimator.pairs([n, m][own]),
                     false => -2.0 / (n as f64 * m as f64),
                 };
-                let here = &self.rows[(start + c) * width..][..width];
-                for ((grad, pull), here) in grad.iter_mut().zip(pulls).zip(here) {
-                    *grad += share * (pull - totals[c] * here);
-                }
+                grad.iter_mut().zip(pulls).for_each(|(grad, pull)| *grad += share * pull);
             }
         }
     }

@@ -58,13 +58,13 @@ impl<'a> Points<'a> {
         self.values
     }
 
-    /// Point `i`.
-    ///
-    /// # Panics
-    ///
-    /// If there are not that many.
+    /// Point `i`; none if there are not that many.
     #[must_use]
-    pub fn row(&self, i: usize) -> &'a [f64] {
+    pub fn get(&self, i: usize) -> Option<&'a [f64]> {
+        (i < self.len()).then(|| self.row(i))
+    }
+
+    pub(crate) fn row(&self, i: usize) -> &'a [f64] {
         &self.values[i * self.width..(i + 1) * self.width]
     }
 

@@ -35,7 +35,8 @@ pub struct Transport {
     pub v: Vec<f64>,
     /// Pivots of the network simplex; 0 where the assignment solver did the work.
     pub pivots: usize,
-    /// Whether the plan is optimal; if not, it still has the right marginals, but `u` and `v` prove nothing.
+    /// Whether the plan is optimal, with reduced costs of at least `-2^-46` of the largest cost; if not, it still has the right
+    /// marginals, but `u` and `v` prove nothing.
     pub converged: bool,
 }
 

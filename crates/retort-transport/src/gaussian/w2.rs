@@ -111,8 +111,7 @@ pub fn gaussian_w2(x: Points<'_>, y: Points<'_>, options: &GaussianW2Options) ->
 /// # Gradient
 ///
 /// `d/dx_i = (2/n) [(m_x - m_y) + (1 - s_y / s_x) .* (x_i - m_x)]`. Where `s_x` is 0 (a dead unit or a single point
-/// with
-/// `eps` 0) the derivative of `s_x` is defined as 0.
+/// with `eps` 0) the derivative of `s_x` is defined as 0.
 ///
 /// # Errors
 ///

@@ -180,8 +180,10 @@ pub fn sinkhorn_divergence_weighted(
     let eps = options.resolve(&cost)?;
     let within = |x: Points<'_>, a: &[f64]| -> Result<_> {
         let cost = Cost::squared_euclidean(x, x)?;
-        let solution = solve_self(Problem { cost: &cost, a, b: a, eps, options });
+        let mut solution = solve_self(Problem { cost: &cost, a, b: a, eps, options });
         let pull = pull_within(&solution.plan, x);
+        // Read no more, and as large as a cost matrix.
+        solution.plan = Vec::new();
         Ok((solution, pull))
     };
     let (self_x, pull_x) = within(x, &a)?;

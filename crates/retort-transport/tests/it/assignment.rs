@@ -1,7 +1,7 @@
 //! The assignment solver against all permutations, and its certificates.
 
 use proptest::prelude::*;
-use retort_transport::{Assignment, Cost, Error, assignment};
+use retort_transport::{Assignment, Cost, Error, Points, assignment};
 
 /// Numbers in [-1, 1) from a seed (splitmix64).
 pub(crate) fn random(seed: u64, len: usize) -> Vec<f64> {
@@ -30,7 +30,7 @@ pub(crate) fn exhaustive(cost: &Cost) -> f64 {
         for j in 0..cost.columns() {
             if !taken[j] {
                 taken[j] = true;
-                least = least.min(cost.row(row)[j] + best(cost, row + 1, taken));
+                least = least.min(cost.get(row).unwrap()[j] + best(cost, row + 1, taken));
                 taken[j] = false;
             }
         }
@@ -43,14 +43,17 @@ pub(crate) fn exhaustive(cost: &Cost) -> f64 {
 fn solved(cost: &Cost) -> Assignment {
     let best = assignment(cost);
     let tolerance = 1e-12 * cost.largest() * cost.rows().max(cost.columns()) as f64;
-    let check = best.certificate(cost);
+    let check = best.certificate(cost).unwrap();
     assert_eq!(check.marginal_error, 0.0);
     assert_eq!(best.pairs().count(), cost.rows().min(cost.columns()));
     assert!(check.worst_violation <= 1e-13 * cost.largest(), "{check:?}");
     assert!(check.gap.abs() <= tolerance, "{check:?}");
     assert!((check.primal - best.value).abs() <= tolerance);
     for (i, j) in best.pairs() {
-        assert!((best.u[i] + best.v[j] - cost.row(i)[j]).abs() <= 1e-13 * cost.largest(), "no equality at {i}, {j}");
+        assert!(
+            (best.u[i] + best.v[j] - cost.get(i).unwrap()[j]).abs() <= 1e-13 * cost.largest(),
+            "no equality at {i}, {j}"
+        );
     }
     best
 }
@@ -59,7 +62,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_permutation_is_cheaper(seed in any::<u64>(), n in 1usize..=6, extra in 0usize..=2, levels in 0u8..4) {
+    fn no_permutation_is_cheaper(seed in any::<u64>(), n in 1usize..=7, extra in 0usize..=1, levels in 0u8..4) {
         let mut values = random(seed, n * (n + extra));
         if levels > 0 {
             // Few levels: many ties.
@@ -68,7 +71,7 @@ proptest! {
         let wide = cost(values, n, n + extra);
         let least = exhaustive(&wide);
         prop_assert!((solved(&wide).value - least).abs() < 1e-12);
-        let turned = (0..n * (n + extra)).map(|k| wide.row(k % n)[k / n]).collect();
+        let turned = (0..n * (n + extra)).map(|k| wide.get(k % n).unwrap()[k / n]).collect();
         prop_assert!((solved(&cost(turned, n + extra, n)).value - least).abs() < 1e-12);
     }
 
@@ -88,6 +91,16 @@ fn certificates_at_size() {
     for (rows, columns) in [(64, 64), (128, 128), (512, 512), (300, 400), (400, 300), (5, 700), (700, 5)] {
         let best = solved(&cost(random(rows as u64, rows * columns), rows, columns));
         assert_eq!(best.columns.iter().flatten().count(), rows.min(columns));
+    }
+}
+
+#[test]
+fn certificates_of_clouds_up_to_512_points() {
+    for (n, width, seed) in [(64, 2, 1), (128, 64, 2), (256, 8, 3), (512, 2, 4), (512, 64, 5), (512, 16, 6)] {
+        let (x, y) = (random(seed, n * width), random(seed + 100, n * width));
+        let clouds = (Points::new("x", &x, width).unwrap(), Points::new("y", &y, width).unwrap());
+        solved(&Cost::squared_euclidean(clouds.0, clouds.1).unwrap());
+        solved(&Cost::euclidean(clouds.0, clouds.1).unwrap());
     }
 }
 

@@ -41,7 +41,7 @@ fn by_definition(c: &Clouds, plan: &[f64], inner: InnerDistance) -> f64 {
     let mut sum = 0.0;
     for (i, k) in (0..x.len()).flat_map(|i| (0..x.len()).map(move |k| (i, k))) {
         for (j, l) in (0..y.len()).flat_map(|j| (0..y.len()).map(move |l| (j, l))) {
-            let off = distance(x.row(i), x.row(k)) - distance(y.row(j), y.row(l));
+            let off = distance(x.get(i).unwrap(), x.get(k).unwrap()) - distance(y.get(j).unwrap(), y.get(l).unwrap());
             sum += off * off * plan[i * y.len() + j] * plan[k * y.len() + l];
         }
     }

@@ -223,7 +223,7 @@ proptest! {
         let mean = sliced_w2(c.x(), c.y(), basis).unwrap().distance.value;
         prop_assert!(mean <= whole / c.d as f64 + 1e-12, "{} {}", mean, whole);
         prop_assert!(max_sliced_w2(c.x(), c.y(), basis).unwrap().distance.value <= whole + 1e-12);
-        let learned = max_sliced_w2_learned(c.x(), c.y(), basis.row(0), &Ascent::default()).unwrap();
+        let learned = max_sliced_w2_learned(c.x(), c.y(), basis.get(0).unwrap(), &Ascent::default()).unwrap();
         prop_assert!(learned.distance.value <= whole + 1e-12);
         prop_assert!(learned.values.windows(2).all(|pair| pair[1] >= pair[0]));
         // Many directions: the mean over the sphere, up to sampling.
