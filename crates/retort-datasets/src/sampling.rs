@@ -15,9 +15,11 @@ use crate::{Error, Result};
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Sampling {
     /// The stored order, in every epoch.
+    #[serde(deserialize_with = "no_fields")]
     Sequential,
     /// A new order in every epoch.
     #[default]
+    #[serde(deserialize_with = "no_fields")]
     Shuffled,
     /// Batches of `classes` different classes with `each = batch_size / classes` rows of every one, new in every epoch,
     /// for methods that compare the rows of a class.
@@ -35,6 +37,14 @@ pub enum Sampling {
         /// Different classes in a batch: a divisor of the batch size, at most the number of classes that occur.
         classes: usize,
     },
+}
+
+/// The fields of a variant without any: a stray one is an error here too, which serde's rule for tagged enums leaves out.
+fn no_fields<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    Nothing::deserialize(deserializer).map(|Nothing {}| ())
 }
 
 impl Sampling {

@@ -150,6 +150,14 @@ pub(crate) trait Method {
     fn validate(&self) -> Result<()>;
     /// What the method wants to be given.
     fn needs(&self) -> Needs;
+    /// Rows that a batch must have at least.
+    fn least_rows(&self) -> usize {
+        1
+    }
+    /// Rows of each class that a batch must have at least, of those that are in it.
+    fn least_rows_of_class(&self) -> usize {
+        1
+    }
     /// The phase before the training of this student, for methods that have one.
     fn init_phase(&self, _student: &NetworkSpec) -> Option<InitPhase> {
         None
@@ -211,6 +219,18 @@ macro_rules! methods {
             #[must_use]
             pub fn needs(&self) -> Needs {
                 match self { $(Self::$variant(c) => c.needs(),)* }
+            }
+
+            /// Rows that a batch must have at least: 2 for a method that needs a variance.
+            #[must_use]
+            pub fn least_rows(&self) -> usize {
+                match self { $(Self::$variant(c) => c.least_rows(),)* }
+            }
+
+            /// Rows of each class that a batch must have at least, of those classes that are in it.
+            #[must_use]
+            pub fn least_rows_of_class(&self) -> usize {
+                match self { $(Self::$variant(c) => c.least_rows_of_class(),)* }
             }
 
             /// The phase before the training of this student, for methods that have one.

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod error;
+mod fields;
 mod init;
 mod layers;
 mod names;
@@ -14,6 +15,7 @@ mod seed;
 
 pub use checkpoint::{Checkpoint, write_atomically};
 pub use error::{Error, Result};
+pub use fields::no_fields;
 pub use init::{Init, fan_in};
 pub use layers::{BatchNorm, Conv2d, ConvBatchNorm, Linear};
 pub use names::nearest;

@@ -32,6 +32,7 @@ pub struct ScheduleConfig {
 pub enum Decay {
     /// It does not.
     #[default]
+    #[serde(deserialize_with = "crate::no_fields")]
     Constant,
     /// Multiplied by `gamma` from the first step of each milestone epoch on (epochs counted from 0).
     MultiStep {
@@ -124,6 +125,14 @@ mod tests {
         assert!((s.rate(0, 5, 10) - 0.01).abs() < 1e-12);
         assert!((s.rate(9, 5, 10) - 0.1).abs() < 1e-12);
         assert_eq!(s.rate(10, 5, 10), 0.1);
+    }
+
+    #[test]
+    fn a_variant_without_fields_takes_none() {
+        let parse = |text: &str| serde_json::from_str::<Decay>(text);
+        assert_eq!(parse(r#"{"kind":"constant"}"#).unwrap(), Decay::Constant);
+        let stray = parse(r#"{"kind":"constant","floor":0.1}"#).unwrap_err().to_string();
+        assert!(stray.contains("unknown field `floor`"), "{stray}");
     }
 
     #[test]

@@ -206,6 +206,9 @@ fn a_manifest_can_say_it() {
     assert!(parse(r#"{"kind":"class-balanced"}"#).unwrap_err().to_string().contains("`classes`"));
     let typo = parse(r#"{"kind":"class-balanced","classses":16}"#).unwrap_err().to_string();
     assert!(typo.contains("unknown field `classses`"), "{typo}");
+    for stray in [r#"{"kind":"shuffled","classes":16}"#, r#"{"kind":"sequential","classes":16}"#] {
+        assert!(parse(stray).unwrap_err().to_string().contains("unknown field `classes`"));
+    }
     assert!(parse(r#"{"kind":"balanced","classes":16}"#).unwrap_err().to_string().contains("class-balanced"));
 }
 

@@ -1,7 +1,8 @@
 //! Entropic optimal transport: between features, debiased, and between class probabilities.
 
 use super::discrepancy::{Clouds, attach, plain, refused};
-use super::matching::{Batch, Matching, Metric};
+use super::exact::converged;
+use super::matching::{Batch, Matching, Metric, coefficient};
 use super::{Discrepancy, KD2M, WEIGHT};
 use crate::config::{Family, Inputs, Method, MethodInfo, Side, check};
 use crate::distiller::{BuildContext, Context, Distiller, Needs, Term};
@@ -56,7 +57,7 @@ pub fn sinkhorn(student: &Tensor, teacher: &Tensor, options: &Entropic) -> Resul
         ("transport_cost", clouds.number(solution.transport)?),
         ("kl_term", clouds.number(solution.kl)?),
         ("eps", clouds.number(solution.eps)?),
-        ("converged", clouds.number(f64::from(u8::from(solution.convergence.converged)))?),
+        converged(&clouds, solution.convergence.converged)?,
     ];
     clouds.discrepancy(&found.distance, details)
 }
@@ -99,7 +100,7 @@ pub fn sinkhorn_divergence(student: &Tensor, teacher: &Tensor, options: &Entropi
         ("ot_xx", clouds.number(found.within_x.value)?),
         ("ot_yy", clouds.number(found.within_y.value)?),
         ("eps", clouds.number(found.eps)?),
-        ("converged", clouds.number(f64::from(u8::from(found.converged())))?),
+        converged(&clouds, found.converged())?,
     ];
     clouds.discrepancy(&found.distance, details)
 }
@@ -159,10 +160,8 @@ fn between_classes(
     let [x, y] = clouds.points()?;
     let found = retort_transport::sinkhorn_histograms(x, y, cost, temperature, &options.options());
     let found = found.map_err(|e| clouds.refused(e))?;
-    let details = vec![
-        ("per_sample", clouds.detail(&found.per_sample, &[x.len()])?),
-        ("converged", clouds.number(f64::from(u8::from(found.converged())))?),
-    ];
+    let details =
+        vec![("per_sample", clouds.detail(&found.per_sample, &[x.len()])?), converged(&clouds, found.converged())?];
     let value = attach(found.value, student, &found.grad_student)?;
     Ok(Discrepancy { value, grad_teacher: plain(&found.grad_teacher, teacher.dims(), student)?, details })
 }
@@ -387,7 +386,8 @@ impl Distiller for SinkhornLogits {
         let cost = self.cost(&teacher.embedding.detach(), ctx.label_ids)?;
         let (temperature, entropic) = (self.config.temperature, &self.config.entropic);
         let found = between_classes(&ctx.student.logits, &logits, &cost, temperature, entropic)?;
-        let parts = found.scalars()?;
+        let mut parts = found.scalars()?;
+        parts.push(coefficient(self.config.weight, &found.value)?);
         Ok(Term { name: LOGITS, weight: self.config.weight, value: found.value, parts })
     }
 

@@ -22,7 +22,8 @@ const JOINT: &str = "w2-joint";
 ///
 /// # Shapes
 ///
-/// `student` `[N, D]`, `teacher` `[M, D]`. Details: `plan` `[N, M]`, which sums to 1.
+/// `student` `[N, D]`, `teacher` `[M, D]`. Details: `plan` `[N, M]`, which sums to 1, and `converged`, 1 or 0
+/// (0 if the solver ran out of pivots, which is not expected).
 ///
 /// # Gradients
 ///
@@ -78,7 +79,14 @@ pub fn w1(student: &Tensor, teacher: &Tensor) -> Result<Discrepancy> {
 }
 
 fn from_plan(clouds: &Clouds<'_>, solved: &Wasserstein) -> Result<Discrepancy> {
-    clouds.discrepancy(&solved.distance, vec![("plan", dense(clouds, &solved.transport.plan)?)])
+    let details =
+        vec![("plan", dense(clouds, &solved.transport.plan)?), converged(clouds, solved.transport.converged)?];
+    clouds.discrepancy(&solved.distance, details)
+}
+
+/// 1 or 0, for details and the log.
+pub(super) fn converged(clouds: &Clouds<'_>, converged: bool) -> Result<(&'static str, Tensor)> {
+    Ok(("converged", clouds.number(f64::from(u8::from(converged)))?))
 }
 
 fn dense(clouds: &Clouds<'_>, plan: &Plan) -> Result<Tensor> {
@@ -95,6 +103,7 @@ fn dense(clouds: &Clouds<'_>, plan: &Plan) -> Result<Tensor> {
 ///
 /// `student` `[N, D]`, `teacher` `[M, D]`, `N` and `M` labels.
 /// Details: `per_class` `[K]`, `classes` (u32 `[K]`, ascending) of the common classes; neither where there are none.
+/// `converged`, 1 or 0.
 ///
 /// # Gradients
 ///
@@ -126,7 +135,9 @@ pub fn w2_conditional(
     let [x, y] = clouds.points()?;
     let solved = retort_transport::w2_conditional(x, y, student_labels, teacher_labels, reduction.into());
     let solved = solved.map_err(|e| clouds.refused(e))?;
-    clouds.discrepancy(&solved.distance, per_class(&clouds, &solved.classes, &solved.per_class)?)
+    let mut details = per_class(&clouds, &solved.classes, &solved.per_class)?;
+    details.push(converged(&clouds, solved.converged)?);
+    clouds.discrepancy(&solved.distance, details)
 }
 
 /// Details of a sum over classes; candle has no empty tensors worth the name.
@@ -184,8 +195,8 @@ pub enum LabelCost<'a> {
 /// # Shapes
 ///
 /// `student` `[N, D]`, `teacher` `[M, D]`, and what the label cost says.
-/// Details: `plan` `[N, M]`, `feature_part` (scaled), `label_part` (without `beta`), and `grad_teacher_logits` `[M, K]`
-/// where the cost reads logits.
+/// Details: `plan` `[N, M]`, `feature_part` (scaled), `label_part` (without `beta`), `converged` (1 or 0), and
+/// `grad_teacher_logits` `[M, K]` where the cost reads logits.
 ///
 /// # Gradients
 ///
@@ -236,6 +247,7 @@ pub fn w2_joint(
         ("plan", dense(&clouds, &solved.transport.plan)?),
         ("feature_part", clouds.number(solved.feature_part)?),
         ("label_part", clouds.number(solved.label_part)?),
+        converged(&clouds, solved.transport.converged)?,
     ];
     let mut result = clouds.discrepancy(&solved.distance, Vec::new())?;
     if let Some((z, t)) = logits {

@@ -1,6 +1,7 @@
 //! Gromov-Wasserstein: transport that compares distances within each cloud.
 
 use super::discrepancy::Clouds;
+use super::exact::converged;
 use super::matching::{Batch, Matching, Metric};
 use super::{Discrepancy, KD2M, WEIGHT};
 use crate::config::{MethodInfo, check};
@@ -63,7 +64,7 @@ pub fn gromov_wasserstein_at(student: &Tensor, teacher: &Tensor, plan: &Tensor, 
 ///
 /// # Errors
 ///
-/// Other shapes, a value that is not finite, no iteration allowed.
+/// Other shapes, a value that is not finite. With a `max_iter` of 0 the plan stays the product of the weights.
 ///
 /// # Example
 ///
@@ -81,10 +82,8 @@ pub fn gromov_wasserstein(student: &Tensor, teacher: &Tensor, inner: Inner, max_
     let [x, y] = clouds.points()?;
     let options = GromovOptions { inner: inner.into(), max_iter, ..GromovOptions::default() };
     let found = retort_transport::gromov_wasserstein(x, y, &options).map_err(|e| clouds.refused(e))?;
-    let details = vec![
-        ("plan", clouds.detail(&found.plan, &[x.len(), y.len()])?),
-        ("converged", clouds.number(f64::from(u8::from(found.converged)))?),
-    ];
+    let details =
+        vec![("plan", clouds.detail(&found.plan, &[x.len(), y.len()])?), converged(&clouds, found.converged)?];
     clouds.discrepancy(&found.distance, details)
 }
 

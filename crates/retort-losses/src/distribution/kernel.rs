@@ -8,7 +8,9 @@ use crate::Result;
 use crate::config::{Inputs, MethodInfo, Side, check};
 use candle_core::Tensor;
 use retort_transport::MmdOptions;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 
 const MMD: &str = "mmd";
 const CONDITIONAL: &str = "mmd-conditional";
@@ -137,6 +139,16 @@ pub enum Estimator {
     Unbiased,
 }
 
+impl Estimator {
+    /// Rows of a cloud whose pairs it can average over.
+    fn least_rows(self) -> usize {
+        match self {
+            Self::Biased => 1,
+            Self::Unbiased => 2,
+        }
+    }
+}
+
 impl From<Estimator> for retort_transport::Estimator {
     fn from(estimator: Estimator) -> Self {
         match estimator {
@@ -151,12 +163,14 @@ impl From<Estimator> for retort_transport::Estimator {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Kernel {
     /// `<x, y>`: means only.
+    #[serde(deserialize_with = "retort_nn::no_fields")]
     Linear,
     /// `(<x, y> / D + coef0)^degree`; depends on where the origin is.
     Poly {
         /// At least 1.
         degree: u32,
-        /// Added to the inner product.
+        /// Added to the inner product; 0 unless said otherwise.
+        #[serde(default)]
         coef0: f64,
     },
     /// The mean over `s` of `exp(-||x - y||^2 / (2 s^2))`.
@@ -216,14 +230,51 @@ impl Kernel {
     }
 }
 
-/// How wide an RBF kernel is.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How wide an RBF kernel is: in a manifest a number, `"mean-distance"` or `"median"`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Bandwidth {
     /// This number.
     Fixed(f64),
     /// What the batch says.
     Rule(BandwidthRule),
+}
+
+/// By hand: serde would only say that no variant fits.
+impl<'de> Deserialize<'de> for Bandwidth {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(BandwidthVisitor)
+    }
+}
+
+struct BandwidthVisitor;
+
+impl Visitor<'_> for BandwidthVisitor {
+    type Value = Bandwidth;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("as `bandwidth` a number > 0, \"mean-distance\" or \"median\"")
+    }
+
+    fn visit_f64<E: de::Error>(self, x: f64) -> std::result::Result<Bandwidth, E> {
+        Ok(Bandwidth::Fixed(x))
+    }
+
+    fn visit_i64<E: de::Error>(self, x: i64) -> std::result::Result<Bandwidth, E> {
+        Ok(Bandwidth::Fixed(x as f64))
+    }
+
+    fn visit_u64<E: de::Error>(self, x: u64) -> std::result::Result<Bandwidth, E> {
+        Ok(Bandwidth::Fixed(x as f64))
+    }
+
+    fn visit_str<E: de::Error>(self, rule: &str) -> std::result::Result<Bandwidth, E> {
+        match rule {
+            "mean-distance" => Ok(Bandwidth::Rule(BandwidthRule::MeanDistance)),
+            "median" => Ok(Bandwidth::Rule(BandwidthRule::Median)),
+            other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+        }
+    }
 }
 
 impl Default for Bandwidth {
@@ -272,6 +323,9 @@ impl Metric for MmdConfig {
     }
     fn check(&self) -> Result<()> {
         self.kernel.check(MMD)
+    }
+    fn least_rows(&self) -> usize {
+        self.estimator.least_rows()
     }
     fn distance(&self, student: &Tensor, teacher: &Tensor, _batch: &Batch<'_>) -> Result<Discrepancy> {
         mmd(student, teacher, &self.kernel, self.estimator)
@@ -322,6 +376,9 @@ impl Metric for MmdConditionalConfig {
     fn check(&self) -> Result<()> {
         self.kernel.check(CONDITIONAL)
     }
+    fn least_rows_of_class(&self) -> usize {
+        self.estimator.least_rows()
+    }
     fn distance(&self, student: &Tensor, teacher: &Tensor, batch: &Batch<'_>) -> Result<Discrepancy> {
         let labels = batch.context.label_ids;
         mmd_conditional(student, teacher, labels, labels, &self.kernel, self.estimator, self.reduction)
@@ -361,6 +418,9 @@ impl Metric for EnergyDistanceConfig {
     }
     fn matching(&self) -> &Matching {
         &self.matching
+    }
+    fn least_rows(&self) -> usize {
+        self.estimator.least_rows()
     }
     fn distance(&self, student: &Tensor, teacher: &Tensor, _batch: &Batch<'_>) -> Result<Discrepancy> {
         energy_distance(student, teacher, self.estimator)

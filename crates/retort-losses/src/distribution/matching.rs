@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// A first distance below this one does not enlarge the coefficient any more.
 const SMALLEST_FIRST: f64 = 1e-6;
 
+/// Name of the part of a term that logs what the distance is multiplied with: weight and scale together.
+pub const COEFFICIENT: &str = "coefficient";
+
 /// How a distance becomes a term: what its weight multiplies, and what the features go through before.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,6 +67,14 @@ pub(crate) trait Metric: Clone + Send + 'static {
     fn check(&self) -> Result<()> {
         Ok(())
     }
+    /// Rows that the distance needs at least.
+    fn least_rows(&self) -> usize {
+        1
+    }
+    /// Rows that it needs of each class that is in the batch.
+    fn least_rows_of_class(&self) -> usize {
+        1
+    }
     /// Whether the distance reads the batch's class labels.
     fn reads_labels(&self) -> bool {
         Self::INFO.inputs.labels
@@ -82,6 +93,13 @@ impl<M: Metric> Method for M {
     }
     fn needs(&self) -> Needs {
         Needs { labels: self.reads_labels(), ..Needs::TEACHER }
+    }
+    fn least_rows(&self) -> usize {
+        let regressor = if self.matching().regressor == Regressor::LinearBn { 2 } else { 1 };
+        Metric::least_rows(self).max(regressor)
+    }
+    fn least_rows_of_class(&self) -> usize {
+        Metric::least_rows_of_class(self)
     }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         Matcher::build(self.clone(), ctx)
@@ -186,8 +204,10 @@ impl<M: Metric> Distiller for Matcher<M> {
             (Coefficient::FirstBatch, Some(scale)) => scale,
             (Coefficient::FirstBatch, None) => *self.scale.insert(scale_of(method, reduce::number(&distance.value)?)?),
         };
-        let parts = distance.scalars()?;
-        Ok(Term { name: method, weight: Metric::weight(&self.metric) * scale, value: distance.value, parts })
+        let weight = Metric::weight(&self.metric) * scale;
+        let mut parts = distance.scalars()?;
+        parts.push(coefficient(weight, &distance.value)?);
+        Ok(Term { name: method, weight, value: distance.value, parts })
     }
 
     fn after_step(&mut self) -> Result<()> {
@@ -220,6 +240,11 @@ impl<M: Metric> Distiller for Matcher<M> {
         (self.scale, self.steps) = (scale.is_finite().then_some(scale), steps);
         Ok(())
     }
+}
+
+/// What the distance is multiplied with, for the log.
+pub(super) fn coefficient(weight: f64, value: &Tensor) -> Result<(String, Tensor)> {
+    Ok((COEFFICIENT.to_string(), Tensor::new(weight, value.device())?.to_dtype(value.dtype())?))
 }
 
 /// One over the first distance. Not a number is left to whoever looks at the term.

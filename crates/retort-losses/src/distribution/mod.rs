@@ -31,7 +31,7 @@ pub use kernel::{
     Bandwidth, BandwidthRule, EnergyDistanceConfig, Estimator, Kernel, MmdConditionalConfig, MmdConfig,
     energy_distance, mmd, mmd_conditional,
 };
-pub use matching::{Coefficient, Matching, Regressor};
+pub use matching::{COEFFICIENT, Coefficient, Matching, Regressor};
 pub use moments::{
     CoralConfig, Covariance, Direction, GaussianKlConfig, GaussianW2Config, GaussianW2DiagConfig, SecondMoment, coral,
     frechet, gaussian_kl, gaussian_w2, gaussian_w2_diag,

@@ -309,6 +309,9 @@ impl Metric for GaussianW2Config {
     fn check(&self) -> Result<()> {
         check::non_negative(W2, "reg", self.reg)
     }
+    fn least_rows(&self) -> usize {
+        if self.bias { 1 } else { 2 }
+    }
     fn distance(&self, student: &Tensor, teacher: &Tensor, _batch: &Batch<'_>) -> Result<Discrepancy> {
         gaussian_w2(student, teacher, self.reg * mean_variance(W2, teacher)?, self.bias)
     }
@@ -384,6 +387,9 @@ impl Metric for GaussianKlConfig {
     fn check(&self) -> Result<()> {
         check::non_negative(KL, "reg", self.reg)
     }
+    fn least_rows(&self) -> usize {
+        2
+    }
     fn distance(&self, student: &Tensor, teacher: &Tensor, _batch: &Batch<'_>) -> Result<Discrepancy> {
         if student.dims().first() == Some(&1) {
             let (what, expected) = ("student features".into(), "at least 2 rows, which have a variance".into());
@@ -434,6 +440,9 @@ impl Metric for CoralConfig {
     }
     fn check(&self) -> Result<()> {
         check::non_negative(CORAL, "reg", self.reg)
+    }
+    fn least_rows(&self) -> usize {
+        2
     }
     fn distance(&self, student: &Tensor, teacher: &Tensor, _batch: &Batch<'_>) -> Result<Discrepancy> {
         let reg = match self.matrix {
