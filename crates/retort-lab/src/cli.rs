@@ -3,6 +3,7 @@
 use crate::bench::BenchArgs;
 use crate::docs::DocsArgs;
 use crate::features::Features;
+use crate::figures::Embedding;
 use crate::list::{What, text};
 use crate::manifest::{Loaded, Profile};
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
@@ -89,6 +90,9 @@ struct ReproduceArgs {
     /// Run nothing: render the table from the records in this folder.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+    /// How figures bring features into the plane, where the profile draws any.
+    #[arg(long, value_enum, default_value_t = Embedding::Pca)]
+    embedding: Embedding,
     /// Folder of manifests.
     #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
     experiments: PathBuf,
@@ -175,9 +179,15 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
     table.save(&folder)?;
     print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", from_here(&folder).display()))?;
     if loaded.profile(Some(&plan.profile))?.1.features {
-        let reports = Features::new(&runner.layout, &splits).reports(&plan, &records)?;
-        crate::features::save(&plan, &reports, &folder)?;
-        print(out, "Distances and bounds of the features: features.md and features.csv beside them\n")?;
+        let features = Features::new(&runner.layout, &splits);
+        let reports = features.reports(&plan, &records)?;
+        crate::features::save(&plan, &records, &reports, &folder)?;
+        let figures = {
+            let baseline = loaded.manifest.baseline.as_ref().as_str();
+            crate::figures::save((&plan, baseline), &records, &reports, &features, args.embedding, &folder)?
+        };
+        let text = "Distances and bounds of the features: features.md and features.csv beside them";
+        print(out, &format!("{text}; {} figures in figures/\n", figures.len()))?;
     }
     if failures.is_empty() {
         return Ok(());

@@ -47,6 +47,9 @@ pub struct RunSpec {
     pub epochs: usize,
     /// Evaluate every so many epochs.
     pub evaluate_every: usize,
+    /// Compute what bounds the student's risk in every evaluation; left out where not, so that the ids of such runs stay as they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bounds: bool,
     /// Which optimiser.
     pub optimizer: OptimizerConfig,
     /// Its rate over time.
@@ -251,7 +254,10 @@ impl Plan {
             let rows = rows(loaded, pair, selection);
             for method in &rows {
                 loaded.check_batches(profile, method.batches.as_ref(), &class_counts)?;
-                check_fit(loaded, &mut fit, pair, losses(method, profile, pair))?;
+                let (losses, batches) =
+                    (losses(method, profile, pair), method.batches.as_ref().or(profile.batches.as_ref()));
+                check_fit(loaded, &mut fit, pair, losses)?;
+                check_batches(loaded, profile, batches, splits.train.len(), losses)?;
             }
             let teacher = teacher_spec(profile, pair, splits);
             for seed in 1..=seeds {
@@ -315,6 +321,39 @@ fn check_fit(loaded: &Loaded, fit: &mut Fit<'_>, pair: &Pair, losses: &[Spanned<
     })
 }
 
+/// Refuses a loss that some batch of an epoch, the last one at least, has too few rows for.
+fn check_batches(
+    loaded: &Loaded,
+    profile: &Profile,
+    batches: Option<&Spanned<Sampling>>,
+    rows: usize,
+    losses: &[Spanned<LossConfig>],
+) -> Result<()> {
+    let size = *profile.batch_size.as_ref();
+    // Batches by class are all full.
+    let full = batches.is_some_and(|batches| matches!(batches.as_ref(), Sampling::ClassBalanced { .. }));
+    let last = if full || rows.is_multiple_of(size) { size } else { rows % size };
+    let each = match batches.map(Spanned::as_ref) {
+        Some(Sampling::ClassBalanced { classes }) => size / classes,
+        _ => 1,
+    };
+    if let Some(loss) = losses.iter().find(|loss| loss.as_ref().least_rows_of_class() > each) {
+        let (id, least) = (loss.as_ref().id(), loss.as_ref().least_rows_of_class());
+        let message = format!(
+            "`{id}` needs at least {least} rows of every class in a batch; `batches = {{ kind = \"class-balanced\", classes = N }}` \
+             with a `batch_size` of at least {least} N gives them"
+        );
+        return Err(loaded.point(loss.span(), &message));
+    }
+    let Some(loss) = losses.iter().find(|loss| loss.as_ref().least_rows() > last) else { return Ok(()) };
+    let (id, least) = (loss.as_ref().id(), loss.as_ref().least_rows());
+    let message = format!(
+        "`{id}` needs batches of at least {least} rows, but {rows} training images in batches of {size} leave {last} for the \
+         last one; change `batch_size` or the number of training images"
+    );
+    Err(loaded.point(loss.span(), &message))
+}
+
 /// Teachers are trained once, with seed 1, by plain cross-entropy.
 fn teacher_spec(profile: &Profile, pair: &Pair, splits: &Splits) -> RunSpec {
     let losses = vec![LossConfig::Ce(retort_losses::output::CeConfig::default())];
@@ -331,6 +370,8 @@ fn spec(
     seed: u64,
 ) -> RunSpec {
     let epochs = *recipe.epochs.as_ref();
+    // Runs on held-out images choose weights by their accuracy; nobody looks at their features.
+    let bounds = profile.features && teacher.is_some() && !splits.held_out;
     RunSpec {
         numerics: NUMERICS,
         model: model.to_string(),
@@ -342,6 +383,7 @@ fn spec(
         batches: profile.batches.as_ref().map(|batches| *batches.as_ref()).unwrap_or_default(),
         epochs,
         evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
+        bounds,
         optimizer: recipe.optimizer.as_ref().clone(),
         schedule: recipe.schedule.as_ref().clone(),
         seed,

@@ -314,6 +314,7 @@ impl Runner<'_> {
             device: Device::Cpu,
             eval_batch_size: EVAL_BATCH,
             evaluate_every: spec.evaluate_every,
+            bounds: spec.bounds,
             checkpoint: Some(CheckpointPolicy { path: checkpoint.clone(), every: SAVE_EVERY, fingerprint: id.clone() }),
             stop: self.stop,
         };

@@ -37,6 +37,22 @@ pub fn paired(values: &[(u64, f64)], baseline: &[(u64, f64)]) -> Vec<f64> {
     values.iter().filter_map(|(seed, x)| baseline.iter().find(|(other, _)| other == seed).map(|(_, y)| x - y)).collect()
 }
 
+/// Spearman's rank correlation; none for fewer than two pairs or where one side is constant. Equal values share their ranks.
+#[must_use]
+pub fn rank_correlation(pairs: &[(f64, f64)]) -> Option<f64> {
+    let ranks = |values: Vec<f64>| -> Vec<f64> {
+        let below = |x: &f64| values.iter().filter(|y| *y < x).count() as f64;
+        let equal = |x: &f64| values.iter().filter(|y| *y == x).count() as f64;
+        values.iter().map(|x| below(x) + 0.5 * (equal(x) - 1.0)).collect()
+    };
+    let (x, y): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
+    let (x, y) = (ranks(x), ranks(y));
+    let middle = (pairs.len() as f64 - 1.0) / 2.0;
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - middle) * (b - middle)).sum::<f64>();
+    let scale = (product(&x, &x) * product(&y, &y)).sqrt();
+    (scale > 0.0).then(|| product(&x, &y) / scale)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +72,16 @@ mod tests {
     #[test]
     fn pairing_is_by_seed() {
         assert_eq!(paired(&[(2, 5.0), (1, 3.0), (3, 9.0)], &[(1, 1.0), (2, 2.0)]), [3.0, 2.0]);
+    }
+
+    #[test]
+    fn ranks_are_what_counts() {
+        assert_eq!(rank_correlation(&[(1.0, 2.0), (2.0, 3.0), (9.0, 100.0)]), Some(1.0));
+        assert_eq!(rank_correlation(&[(1.0, 9.0), (2.0, 3.0), (9.0, -5.0)]), Some(-1.0));
+        // Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5).
+        let tied = rank_correlation(&[(1.0, 1.0), (2.0, 2.0), (2.0, 3.0), (5.0, 4.0)]).unwrap();
+        assert!((tied - 4.5 / 22.5f64.sqrt()).abs() < 1e-12);
+        assert_eq!(rank_correlation(&[(1.0, 1.0), (1.0, 2.0)]), None);
+        assert_eq!(rank_correlation(&[(1.0, 1.0)]), None);
     }
 }

@@ -318,6 +318,33 @@ fn teacher_row(record: Option<&Record>, published: Cell) -> Row {
     }
 }
 
+/// What the weights of distances between feature laws multiply.
+fn coefficients(plan: &Plan) -> Option<String> {
+    let mut fixed = Vec::new();
+    let mut relative = false;
+    for run in &plan.runs {
+        for loss in &run.spec.losses {
+            let settings = toml::Table::try_from(loss).ok()?;
+            match settings
+                .get("matching")
+                .and_then(|matching| matching.get("coefficient"))
+                .and_then(|rule| rule.as_str())
+            {
+                Some("first-batch") => relative = true,
+                Some(_) if !fixed.contains(&run.method) => fixed.push(run.method.clone()),
+                _ => {}
+            }
+        }
+    }
+    if !relative && fixed.is_empty() {
+        return None;
+    }
+    let rule = "A distance is multiplied with its weight over the distance of the run's first batch (at least 1e-6)";
+    let fixed =
+        if fixed.is_empty() { String::new() } else { format!(", save for the bare weight in: {}", fixed.join(", ")) };
+    Some(format!("{rule}{fixed}."))
+}
+
 fn notes(
     loaded: &Loaded,
     plan: &Plan,
@@ -342,6 +369,7 @@ fn notes(
     if profile.tuning.is_some() {
         notes.push(Weights::read(loaded, &plan.profile)?.note(loaded));
     }
+    notes.extend(coefficients(plan));
     let mut machines: Vec<String> = records
         .values()
         .map(|r| format!("{} thread(s), {} run(s) side by side", r.machine.threads, r.machine.side_by_side))

@@ -44,7 +44,9 @@ impl Weights {
         let rows = loaded.manifest.methods.iter().filter(|row| row.tune).map(|row| row.id.as_ref());
         let left: Vec<&str> = rows.filter(|id| !self.weights.contains_key(*id)).map(String::as_str).collect();
         match left.as_slice() {
-            [] => "The weights of the methods were chosen on held-out training images.".into(),
+            [] => "The weights of the methods were chosen on held-out training images (the file beside the manifest has all \
+                   accuracies; where they differ by less than their standard error the choice is one of chance)."
+                .into(),
             left => format!("The manifest's weights, chosen by nobody, are those of: {}.", left.join(", ")),
         }
     }

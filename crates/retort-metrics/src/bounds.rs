@@ -12,7 +12,7 @@ use std::f64::consts::SQRT_2;
 /// Margins at which the bound of the error rate is tried, log-spaced.
 const GAMMAS: usize = 50;
 /// Rounding that the comparison of two sides of an inequality allows for, relative.
-const ROUNDING: f64 = 1e-9;
+pub(crate) const ROUNDING: f64 = 1e-9;
 
 /// Features of both networks on the same samples, with their labels.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +86,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Computes all of it; `own_logits` `[N, K]` are the student's.
+    /// Computes all of it but the joint bound, which is a [`JointBound`] of its own; `own_logits` `[N, K]` are the student's.
     ///
     /// # Errors
     ///
@@ -102,8 +102,7 @@ impl Bounds {
         let gaps: Vec<f64> = data.student.iter().zip(&data.teacher).map(|(s, t)| distance(s, t)).collect();
         let ce_teacher_features = risk(&on_teacher, pair.labels);
         let ce_student_features = risk(&on_student, pair.labels);
-        let flat: Vec<f64> = data.weight.concat();
-        let lipschitz = SQRT_2 * spectral_norm(&flat, data.d);
+        let lipschitz = data.lipschitz();
         let constant = |class: &Class| data.constant_of(class.label as usize);
         let paired_l1 = gaps.iter().sum::<f64>() / n;
         let (error_bound, gamma) = data.error_bound(&on_teacher, pair.labels, w1_conditional);
@@ -157,13 +156,13 @@ impl Bounds {
 }
 
 /// Everything on the host, in f64.
-struct Data<'a> {
-    student: Vec<Vec<f64>>,
-    teacher: Vec<Vec<f64>>,
-    labels: &'a [u32],
+pub(crate) struct Data<'a> {
+    pub(crate) student: Vec<Vec<f64>>,
+    pub(crate) teacher: Vec<Vec<f64>>,
+    pub(crate) labels: &'a [u32],
     weight: Vec<Vec<f64>>,
     bias: Vec<f64>,
-    n: usize,
+    pub(crate) n: usize,
     d: usize,
 }
 
@@ -177,7 +176,7 @@ struct Class {
 }
 
 impl<'a> Data<'a> {
-    fn new(pair: FeaturePair<'a>, head: Head<'_>) -> Result<Self> {
+    pub(crate) fn new(pair: FeaturePair<'a>, head: Head<'_>) -> Result<Self> {
         let (n, d) = matrix("student features", pair.student)?;
         let (k, _) = matrix("head weight", head.weight)?;
         let fits = [("teacher features", pair.teacher, [n, d]), ("head weight", head.weight, [k, d])];
@@ -201,7 +200,7 @@ impl<'a> Data<'a> {
         Ok(Self { student, teacher, labels: pair.labels, weight: rows("head weight", head.weight)?, bias, n, d })
     }
 
-    fn logits(&self, features: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    pub(crate) fn logits(&self, features: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let scores = |z: &Vec<f64>| self.weight.iter().zip(&self.bias).map(|(w, b)| dot(w, z) + b).collect();
         features.iter().map(scores).collect()
     }
@@ -219,8 +218,19 @@ impl<'a> Data<'a> {
         members.into_par_iter().map(class).collect()
     }
 
+    /// `sqrt(2) ||W||_2`.
+    pub(crate) fn lipschitz(&self) -> f64 {
+        SQRT_2 * spectral_norm(&self.weight.concat(), self.d)
+    }
+
+    /// `sum_c pi_c W1` of the rows of each class.
+    pub(crate) fn w1_conditional(&self) -> Result<f64> {
+        let share = |class: &Class| class.rows as f64 / self.n as f64 * class.w1;
+        Ok(self.classes()?.iter().map(share).sum())
+    }
+
     /// `max_k ||w_k - w_c||`.
-    fn constant_of(&self, class: usize) -> f64 {
+    pub(crate) fn constant_of(&self, class: usize) -> f64 {
         self.weight.iter().map(|w| distance(w, &self.weight[class])).fold(0.0, f64::max)
     }
 
@@ -275,7 +285,7 @@ fn margin(logits: &[f64], label: usize) -> f64 {
     logits[label] - others.fold(f64::NEG_INFINITY, f64::max)
 }
 
-fn distance(x: &[f64], y: &[f64]) -> f64 {
+pub(crate) fn distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt()
 }
 
@@ -338,6 +348,50 @@ mod tests {
         assert!((b.ce_teacher_features - 2f64.ln()).abs() < 1e-15);
         assert!((b.ce_student_features - 0.5 * (2f64.ln() + 1.0 + (1.0 + (-1f64).exp()).ln())).abs() < 1e-15);
         assert!((b.bound - (2f64.ln() + 2.5 * SQRT_2)).abs() < 1e-14);
+        assert!((b.bound_paired - b.bound).abs() < 1e-14, "one sample a class has one partner");
+    }
+
+    #[test]
+    fn constants_of_classes_margins_and_own_heads_by_hand() {
+        // Heads (0, 0), (3, 0), (0, 4): L_0 = 4, L_1 = L_2 = 5 = G; sqrt(2) ||W|| = 4 sqrt(2).
+        let weight = Tensor::new(&[[0f64, 0.0], [3.0, 0.0], [0.0, 4.0]], &Device::Cpu).unwrap();
+        // One sample of class 0 moves by 1, one of class 1 by 2.
+        let teacher = Tensor::new(&[[-1f64, -1.0], [2.0, 0.0]], &Device::Cpu).unwrap();
+        let student = Tensor::new(&[[-2f64, -1.0], [2.0, 2.0]], &Device::Cpu).unwrap();
+        let own = Tensor::new(&[[0f64, -6.0, -4.0], [6.0, 9.0, 12.0]], &Device::Cpu).unwrap();
+        let pair = FeaturePair { student: &student, teacher: &teacher, labels: &[0, 1] };
+        let b = Bounds::new(pair, Head { weight: &weight, bias: None }, Some(&own)).unwrap();
+        let mean_loss = |rows: [[f64; 3]; 2]| {
+            let loss = |z: [f64; 3], c: usize| z.iter().map(|x| x.exp()).sum::<f64>().ln() - z[c];
+            0.5 * (loss(rows[0], 0) + loss(rows[1], 1))
+        };
+        let (on_teacher, on_student) = ([[0.0, -3.0, -4.0], [0.0, 6.0, 0.0]], [[0.0, -6.0, -4.0], [0.0, 6.0, 8.0]]);
+        assert!((b.ce_teacher_features - mean_loss(on_teacher)).abs() < 1e-14);
+        assert!((b.lipschitz - 4.0 * SQRT_2).abs() < 1e-13 && (b.w1_conditional - 1.5).abs() < 1e-15);
+        assert!((b.bound_by_class - (b.ce_teacher_features + 0.5 * (4.0 * 1.0 + 5.0 * 2.0))).abs() < 1e-13);
+        // Margins on teacher features are 3 and 6, the slope is 5 / gamma times 1.5: at best all of it counts, but no more than 1.
+        let ramp = |gamma: f64| 0.5 * ((1.0 - 3.0 / gamma).clamp(0.0, 1.0) + (1.0 - 6.0 / gamma).clamp(0.0, 1.0));
+        assert_eq!(b.error_bound, (ramp(b.gamma) + 7.5 / b.gamma).min(1.0));
+        assert_eq!(b.error_student_features, 0.5);
+        // The own head disagrees with the teacher's by (0, 0, 0) and (6, 3, 4).
+        let own = b.own.unwrap();
+        let apart = 0.5 * (36f64 + 9.0 + 16.0).sqrt();
+        let moved = (mean_loss(on_student) - mean_loss(on_teacher)).abs();
+        assert!((own.bound - (b.ce_teacher_features + moved + SQRT_2 * apart)).abs() < 1e-12);
+        assert!((own.risk - mean_loss([[0.0, -6.0, -4.0], [6.0, 9.0, 12.0]])).abs() < 1e-13);
+    }
+
+    #[test]
+    fn margins_far_beyond_the_gap_bound_the_error() {
+        // Margins 20, a gap of 0.1 and slope sqrt(2): at gamma <= 20 the bound is sqrt(2) 0.1 / gamma.
+        let weight = Tensor::new(&[[1f64, 0.0], [0.0, 1.0]], &Device::Cpu).unwrap();
+        let teacher = Tensor::new(&[[20f64, 0.0], [0.0, 20.0]], &Device::Cpu).unwrap();
+        let student = Tensor::new(&[[20f64, 0.1], [0.1, 20.0]], &Device::Cpu).unwrap();
+        let pair = FeaturePair { student: &student, teacher: &teacher, labels: &[0, 1] };
+        let b = Bounds::new(pair, Head { weight: &weight, bias: None }, None).unwrap();
+        // The grid of gammas has 50 points between 0.2 and 2000: one within 10 % below 20.
+        assert!(b.gamma <= 20.0 && b.gamma > 18.0 - 2.0, "{}", b.gamma);
+        assert!((b.error_bound - SQRT_2 * 0.1 / b.gamma).abs() < 1e-15);
     }
 
     #[test]

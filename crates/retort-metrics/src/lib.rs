@@ -4,8 +4,12 @@
 mod bounds;
 mod classification;
 mod error;
+mod joint_bound;
+mod principal;
 mod spectral;
 
 pub use bounds::{Bounds, FeaturePair, Head, OwnHead};
 pub use classification::Classification;
 pub use error::{Error, Result};
+pub use joint_bound::JointBound;
+pub use principal::PrincipalComponents;

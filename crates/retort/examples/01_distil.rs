@@ -68,6 +68,7 @@ fn run(
         device: device.clone(),
         eval_batch_size: 120,
         evaluate_every: 1,
+        bounds: false,
         checkpoint: None,
         stop: &stop,
     };

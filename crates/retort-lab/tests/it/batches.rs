@@ -145,3 +145,26 @@ fn networks_without_maps_are_listed_benched_and_refused_where_maps_are_read() {
         assert!(text.contains(&place) && text.contains("`without`"), "{text}");
     }
 }
+
+#[test]
+fn a_last_batch_that_is_too_small_is_found_in_the_plan() {
+    // 60 images in batches of 59 leave 1.
+    let text = TINY.replacen("batch_size = 20", "batch_size = 59", 1);
+    let with = |loss: &str| text.replacen("{ method = \"kd\", temperature = 4.0 }", loss, 1);
+    for loss in [
+        "{ method = \"coral\" }",
+        "{ method = \"energy-distance\", estimator = \"unbiased\" }",
+        "{ method = \"w2-empirical\", matching = { regressor = \"linear-bn\" } }",
+    ] {
+        let said = Lab::with(&with(loss)).refused(&["reproduce", "tiny", "--plan"]);
+        assert!(said.contains("batches of at least 2 rows") && said.contains("leave 1"), "{said}");
+    }
+    let by_class = "{ method = \"mmd-conditional\", estimator = \"unbiased\" }";
+    let said = Lab::with(&TINY.replacen("{ method = \"kd\", temperature = 4.0 }", by_class, 1)).refused(&[
+        "reproduce",
+        "tiny",
+        "--plan",
+    ]);
+    assert!(said.contains("2 rows of every class"), "{said}");
+    Lab::with(&with("{ method = \"energy-distance\" }")).ok(&["reproduce", "tiny", "--plan"]);
+}

@@ -42,6 +42,8 @@ fn weights_are_chosen_written_down_and_used() {
         |row: &[&str], name: &str| -> f64 { row[heading.iter().position(|h| *h == name).unwrap()].parse().unwrap() };
     for row in &rows {
         assert!(value(row, "CE student features") <= value(row, "bound by class"));
+        assert!(value(row, "CE student features") <= value(row, "joint bound"));
+        assert!(value(row, "joint bound") <= value(row, "bound") * (1.0 + 1e-9));
         assert!(value(row, "W2^2") <= value(row, "paired L2") * (1.0 + 1e-6) && value(row, "MMD RBF") > 0.0);
     }
     // The report is kept beside the records, and the same when it is made again.
@@ -50,6 +52,36 @@ fn weights_are_chosen_written_down_and_used() {
     fs::remove_dir_all(lab.path("runs/features")).unwrap();
     lab.ok(&["reproduce", "tiny", "--only", "w2"]);
     assert_eq!(fs::read_to_string(lab.path("runs/tables/tiny-quick/features.csv")).unwrap(), features);
+}
+
+#[test]
+fn figures_show_features_bounds_and_distances() {
+    let lab = Lab::with(&manifest());
+    let text = lab.ok(&["reproduce", "tiny", "--only", "w2"]);
+    assert!(text.contains("3 figures"), "{text}");
+    let figure = |name: &str| fs::read_to_string(lab.path("runs/tables/tiny-quick/figures").join(name)).unwrap();
+    let (distances, bounds, pca) =
+        (figure("accuracy-distance.svg"), figure("bound-risk.svg"), figure("features-w2.svg"));
+    assert!(
+        distances.contains("energy, rank correlation")
+            && bounds.contains("paired bound")
+            && pca.contains("component 1")
+    );
+    // 40 test images in each of three panels, and ten classes in the legend.
+    assert_eq!(pca.matches("<circle").count(), 3 * 40 + 10);
+    // Every evaluated epoch of a student has its bounds, so that the figure needs the records alone; a teacher has none.
+    let records: Vec<String> = fs::read_dir(lab.path("runs/records"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    for record in &records {
+        let evaluations = record.matches("\"accuracy\":").count() - 1;
+        let student = record.contains("\"teacher\":{");
+        assert_eq!(record.matches("\"by_class\":").count(), if student { evaluations } else { 0 }, "{record}");
+    }
+    lab.ok(&["reproduce", "tiny", "--only", "w2", "--embedding", "tsne"]);
+    assert!(figure("features-w2.svg").contains("t-SNE 1"));
+    assert_eq!((figure("accuracy-distance.svg"), figure("bound-risk.svg")), (distances, bounds));
 }
 
 #[test]

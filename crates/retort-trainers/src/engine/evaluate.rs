@@ -4,7 +4,7 @@ use super::Evaluated;
 use crate::Result;
 use candle_core::{Device, Tensor};
 use retort_datasets::Loader;
-use retort_metrics::Classification;
+use retort_metrics::{Bounds, Classification, FeaturePair, Head};
 use retort_nn::{Mode, Network, Taps, no_grad};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,23 +24,45 @@ pub struct Evaluation {
     /// Mean KL(teacher || student) at temperature 1 in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
+    /// What bounds the risk on the student's features, where it was asked for and both networks allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounds: Option<RiskBounds>,
 }
 
-/// A frozen teacher's logits on the test set never change, so they are computed once.
-#[derive(Default)]
-pub(super) struct TeacherLogits(BTreeMap<&'static str, Vec<Tensor>>);
+/// Risks of the teacher's head and their bounds by distances of features, in nats, see [`Bounds`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RiskBounds {
+    /// On the teacher's features.
+    pub teacher_features: f64,
+    /// On the student's: what is bounded.
+    pub student_features: f64,
+    /// Bound by the features of each class.
+    pub by_class: f64,
+    /// Bound by the features of each sample.
+    pub paired: f64,
+}
 
-impl TeacherLogits {
-    fn of(&mut self, name: &'static str, teacher: &dyn Network, loader: &Loader, device: &Device) -> Result<&[Tensor]> {
+/// What a network says about a batch of the test set.
+struct Said {
+    logits: Tensor,
+    embedding: Tensor,
+}
+
+fn said(network: &dyn Network, images: &Tensor, device: &Device) -> Result<Said> {
+    let images = images.to_device(device)?;
+    let outputs = no_grad(|| network.forward(&images, Mode::Eval, Taps::default()))?;
+    Ok(Said { logits: outputs.logits.detach(), embedding: outputs.embedding.detach() })
+}
+
+/// What a frozen teacher says about the test set never changes, so it is computed once.
+#[derive(Default)]
+pub(super) struct TeacherOutputs(BTreeMap<&'static str, Vec<Said>>);
+
+impl TeacherOutputs {
+    fn of(&mut self, name: &'static str, teacher: &dyn Network, loader: &Loader, device: &Device) -> Result<&[Said]> {
         if !self.0.contains_key(name) {
-            let logits = loader
-                .epoch(0)
-                .map(|batch| {
-                    let images = batch?.images.to_device(device)?;
-                    Ok(no_grad(|| teacher.forward(&images, Mode::Eval, Taps::default()))?.logits.detach())
-                })
-                .collect::<Result<_>>()?;
-            self.0.insert(name, logits);
+            let outputs = loader.epoch(0).map(|batch| said(teacher, &batch?.images, device)).collect::<Result<_>>()?;
+            self.0.insert(name, outputs);
         }
         Ok(&self.0[name])
     }
@@ -50,21 +72,48 @@ pub(super) fn evaluate(
     item: &Evaluated<'_>,
     loader: &Loader,
     device: &Device,
-    cache: &mut TeacherLogits,
+    bounds: bool,
+    cache: &mut TeacherOutputs,
 ) -> Result<Evaluation> {
     let teacher = item.teacher.map(|t| cache.of(item.name, t, loader, device)).transpose()?;
     let mut metrics = Classification::new();
+    let (mut embeddings, mut labels) = (Vec::new(), Vec::new());
     for (i, batch) in loader.epoch(0).enumerate() {
         let batch = batch?;
-        let images = batch.images.to_device(device)?;
-        let logits = no_grad(|| item.network.forward(&images, Mode::Eval, Taps::default()))?.logits;
-        metrics.update(&logits, teacher.map(|t| &t[i]), &batch.label_ids)?;
+        let student = said(item.network, &batch.images, device)?;
+        metrics.update(&student.logits, teacher.map(|t| &t[i].logits), &batch.label_ids)?;
+        embeddings.push(student.embedding);
+        labels.extend_from_slice(&batch.label_ids);
     }
+    let bounds = match (item.teacher, teacher) {
+        (Some(network), Some(teacher)) if bounds => risk_bounds(network, &embeddings, teacher, &labels)?,
+        _ => None,
+    };
     Ok(Evaluation {
+        bounds,
         samples: metrics.count(),
         accuracy: metrics.accuracy().unwrap_or(0.0),
         nll: metrics.nll().unwrap_or(0.0),
         agreement: metrics.agreement(),
         kl: metrics.kl(),
     })
+}
+
+/// None where the teacher's last step is no linear one or the widths differ.
+fn risk_bounds(teacher: &dyn Network, student: &[Tensor], said: &[Said], labels: &[u32]) -> Result<Option<RiskBounds>> {
+    let Some(classifier) = teacher.classifier() else { return Ok(None) };
+    let joined = |parts: Vec<&Tensor>| Ok::<_, crate::Error>(Tensor::cat(&parts, 0)?);
+    let student = joined(student.iter().collect())?;
+    let teacher = joined(said.iter().map(|said| &said.embedding).collect())?;
+    if student.dims() != teacher.dims() {
+        return Ok(None);
+    }
+    let head = Head { weight: classifier.weight(), bias: classifier.bias() };
+    let found = Bounds::new(FeaturePair { student: &student, teacher: &teacher, labels }, head, None)?;
+    Ok(Some(RiskBounds {
+        teacher_features: found.ce_teacher_features,
+        student_features: found.ce_student_features,
+        by_class: found.bound_by_class,
+        paired: found.bound_paired,
+    }))
 }

@@ -15,7 +15,7 @@ mod phase;
 mod progress;
 mod run;
 
-pub use evaluate::Evaluation;
+pub use evaluate::{Evaluation, RiskBounds};
 pub use objective::{Evaluated, Objective, Step, StepOutput};
 pub use observer::{Observer, Silent, StepReport};
 pub use phase::{BatchPlan, BatchTransform, Identity, Phase};

@@ -1,6 +1,6 @@
 //! The loop.
 
-use super::evaluate::{TeacherLogits, evaluate};
+use super::evaluate::{TeacherOutputs, evaluate};
 use super::progress::{Progress, Running};
 use super::{Observer, Phase, Step, StepOutput, StepReport, Summary};
 use crate::{Error, Result};
@@ -39,6 +39,8 @@ pub struct Trainer<'a> {
     pub eval_batch_size: usize,
     /// Evaluate every so many epochs, and always after the last one of a phase.
     pub evaluate_every: usize,
+    /// Whether an evaluation computes [`super::RiskBounds`] too, which costs an assignment for every class.
+    pub bounds: bool,
     /// Saves, if wanted.
     pub checkpoint: Option<CheckpointPolicy>,
     /// Raised from outside (Ctrl-C): the run saves itself and returns [`Error::Interrupted`].
@@ -86,7 +88,7 @@ impl Trainer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let epochs = state.phase.epochs;
-        let mut teacher_logits = TeacherLogits::default();
+        let mut teachers = TeacherOutputs::default();
         let mut clock = Clock::start();
         while progress.epoch < epochs {
             let epoch = progress.epoch;
@@ -109,8 +111,8 @@ impl Trainer<'_> {
             let mut evaluations = BTreeMap::new();
             if (epoch + 1).is_multiple_of(self.evaluate_every) || epoch + 1 == epochs {
                 for item in state.phase.objective.evaluated() {
-                    evaluations
-                        .insert(item.name.to_string(), evaluate(&item, test, &self.device, &mut teacher_logits)?);
+                    let found = evaluate(&item, test, &self.device, self.bounds, &mut teachers)?;
+                    evaluations.insert(item.name.to_string(), found);
                 }
             }
             let running = std::mem::take(&mut progress.running);

@@ -94,6 +94,7 @@ fn run(
         device: Device::Cpu,
         eval_batch_size: 32,
         evaluate_every: 1,
+        bounds: false,
         checkpoint: checkpoint.map(policy),
         stop,
     };
