@@ -86,7 +86,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Computes all of it but the joint bound, which is a [`JointBound`] of its own; `own_logits` `[N, K]` are the student's.
+    /// Computes all of it but the joint bound, which is a [`crate::JointBound`] of its own; `own_logits` `[N, K]` are the student's.
     ///
     /// # Errors
     ///
