@@ -17,6 +17,8 @@ usage: cargo xtask WORD [ARGS]
   rerun RECORD        run a record again and compare it bit by bit
   list methods|models|datasets|tables [--json]
                       what exists
+  import-weights FILE --model NAME [--classes N --channels C --image HxW] [--prefix P] [--out DIR]
+                      weights of PyTorch or safetensors become models/NAME
   bench train-step|kd-step|loss [OPTIONS] [--json]
                       how long a step takes on this machine, and how much memory
   docs [--check]      write the generated parts of docs/methods, or check them
@@ -27,9 +29,9 @@ usage: cargo xtask WORD [ARGS]
                       instruction-set path that this processor has
   ci                  format, tidy, clippy, tests, documentation, in this order
 
-The options of the first seven: cargo xtask WORD --help";
+The options of the first eight: cargo xtask WORD --help";
 
-const RETORT_WORDS: [&str; 7] = ["reproduce", "tune", "train", "rerun", "list", "bench", "docs"];
+const RETORT_WORDS: [&str; 8] = ["reproduce", "tune", "train", "rerun", "list", "import-weights", "bench", "docs"];
 const OTHER_WORDS: [&str; 5] = ["golden", "tidy", "paths", "ci", "help"];
 
 fn main() -> ExitCode {
@@ -98,8 +100,12 @@ fn run_release(package: &str, program: &str, args: &[String]) -> ExitCode {
     };
     let mut command = Command::new(executable);
     command.args(args);
-    let folders =
-        [("RETORT_EXPERIMENTS", "experiments"), ("RETORT_RUNS", "runs"), ("RETORT_METHOD_PAGES", "docs/methods")];
+    let folders = [
+        ("RETORT_EXPERIMENTS", "experiments"),
+        ("RETORT_RUNS", "runs"),
+        ("RETORT_MODELS", "models"),
+        ("RETORT_METHOD_PAGES", "docs/methods"),
+    ];
     for (name, folder) in folders {
         if std::env::var_os(name).is_none() {
             command.env(name, root().join(folder));

@@ -4,6 +4,7 @@ use crate::bench::BenchArgs;
 use crate::docs::DocsArgs;
 use crate::features::Features;
 use crate::figures::Embedding;
+use crate::import::ImportArgs;
 use crate::list::{What, text};
 use crate::manifest::{Loaded, Profile};
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
@@ -47,7 +48,12 @@ enum Command {
         /// Folder of manifests.
         #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
         experiments: PathBuf,
+        /// Folder of trained networks.
+        #[arg(long, env = "RETORT_MODELS", default_value = "models", hide_env_values = true)]
+        models: PathBuf,
     },
+    /// Turn weights of another code base into a folder that `load_pretrained` reads.
+    ImportWeights(ImportArgs),
     /// Bring the pages of the methods up to date, or check that they are.
     Docs(DocsArgs),
 }
@@ -152,7 +158,8 @@ impl Cli {
             Command::Train(args) => train(args, out, stop),
             Command::Rerun(args) => rerun(args, out, stop),
             Command::Bench(args) => print(out, &args.execute(stop)?),
-            Command::List { what, json, experiments } => print(out, &text(*what, experiments, *json)?),
+            Command::List { what, json, experiments, models } => print(out, &text(*what, experiments, models, *json)?),
+            Command::ImportWeights(args) => print(out, &args.execute()?),
             Command::Docs(args) => print(out, &args.execute()?),
         }
     }
@@ -296,7 +303,7 @@ fn result_line(record: &Record) -> String {
 }
 
 /// The path as the user would type it.
-fn from_here(path: &Path) -> &Path {
+pub(crate) fn from_here(path: &Path) -> &Path {
     std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
 }
 

@@ -8,6 +8,7 @@ mod error;
 mod features;
 mod figures;
 mod fit;
+mod import;
 mod list;
 pub mod manifest;
 mod methods;

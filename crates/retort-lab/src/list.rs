@@ -1,5 +1,6 @@
 //! `list`: what exists, from the registries themselves.
 
+use crate::import::trained;
 use crate::manifest::{Loaded, tables};
 use crate::{Error, Result, methods};
 use clap::ValueEnum;
@@ -16,33 +17,34 @@ pub(crate) enum What {
 }
 
 /// The list as text, for people or as one JSON array.
-pub(crate) fn text(what: What, experiments: &Path, json: bool) -> Result<String> {
+pub(crate) fn text(what: What, experiments: &Path, models: &Path, json: bool) -> Result<String> {
     Ok(match what {
-        _ if json => format!("{}\n", Value::from(entries(what, experiments)?)),
+        _ if json => format!("{}\n", Value::from(entries(what, experiments, models)?)),
         What::Methods => methods::table(&methods::rows()),
-        _ => plain(&entries(what, experiments)?),
+        _ => plain(&entries(what, experiments, models)?),
     })
 }
 
 /// One object an entry.
-fn entries(what: What, experiments: &Path) -> Result<Vec<Value>> {
+fn entries(what: What, experiments: &Path, models: &Path) -> Result<Vec<Value>> {
     match what {
         What::Methods => Ok(methods::rows().iter().map(|row| json!(row)).collect()),
-        What::Models => retort_models::registry().iter().map(model).collect(),
+        What::Models => retort_models::registry().iter().map(|info| model(info, models)).collect(),
         What::Datasets => Ok(retort_datasets::registry().iter().map(dataset).collect()),
         What::Tables => tables(experiments)?.iter().map(|name| table(experiments, name)).collect(),
     }
 }
 
-fn model(info: &retort_models::ModelInfo) -> Result<Value> {
+fn model(info: &retort_models::ModelInfo, models: &Path) -> Result<Value> {
     let config = ModelConfig::CIFAR100;
-    let seed = retort_nn::Seed::root(0);
-    let params = retort_nn::Params::new(seed, candle_core::DType::F32, &candle_core::Device::Cpu);
-    retort_models::build(info.name, &config, &params.root()).map_err(Error::request)?;
-    let multiply_adds = info.multiply_adds(&config).map_err(Error::request)?;
+    let parameters = info.parameter_count(&config).map_err(Error::request)?;
+    let spec = info.spec(&config).map_err(Error::request)?;
+    let maps: Vec<String> =
+        spec.maps.iter().map(|map| format!("{}x{}x{}", map.channels, map.height, map.width)).collect();
     Ok(json!({
-        "name": info.name, "parameters": params.parameter_count(), "multiply_adds": multiply_adds,
-        "counted_at": "100 classes, 3x32x32", "source": info.source,
+        "name": info.name, "parameters": parameters, "multiply_adds": spec.multiply_adds, "maps": maps.join(" "),
+        "embedding": spec.embedding, "counted_at": "100 classes, 3x32x32", "source": info.source,
+        "weights": trained(models, info.name),
     }))
 }
 
@@ -68,6 +70,7 @@ fn table(experiments: &Path, name: &str) -> Result<Value> {
 fn plain(entries: &[Value]) -> String {
     let text = |value: &Value| match value {
         Value::String(s) => s.clone(),
+        Value::Array(values) if values.is_empty() => "none".into(),
         other => other.to_string(),
     };
     let line = |entry: &Value| match entry {

@@ -22,6 +22,24 @@ pub enum Error {
         /// Field, value and range.
         message: String,
     },
+    /// A file or a folder of weights could not be read or understood.
+    #[error("{path}: {message}")]
+    File {
+        /// The file, or the name that was asked for.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Weights are not those of the network.
+    #[error("{path}: the weights do not fit `{model}`: {report}")]
+    Weights {
+        /// The file.
+        path: String,
+        /// The architecture.
+        model: String,
+        /// A line for each name that does not fit.
+        report: String,
+    },
     /// The parameter store or a layer refused.
     #[error(transparent)]
     Nn(#[from] retort_nn::Error),

@@ -1,25 +1,33 @@
 //! Fully connected networks on flattened images, as the code of KD2M uses them for MNIST (Fernandes Montesuma 2025,
 //! arXiv 2504.01757).
 
-use crate::common::{check_images, check_sizes, config_error, network_spec};
+use crate::common::{check_images, check_positive, check_sizes, config_error};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_nn::{Linear, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
 
-/// Widths of the hidden layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MlpConfig<'a> {
-    /// From the first hidden layer to the embedding, at least one.
-    pub hidden: &'a [usize],
+/// `mlp-512-256-128`, `mlp-512-256-128-128-128`: the flattened image, a linear layer and ReLU for every hidden width,
+/// linear classifier.
+///
+/// The embedding is the last hidden layer after its ReLU, so it has no negative entry.
+/// There are no feature maps: [`Outputs::maps`] and [`Outputs::pre_activations`] stay empty whatever is tapped.
+///
+/// Keys: `feature_extractor.{2i}.weight`, `feature_extractor.{2i}.bias` (hidden layer i; the odd numbers are the ReLUs of
+/// PyTorch's `Sequential`), `classifier.*`. All layers start with PyTorch's default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MlpConfig {
+    /// Widths from the first hidden layer to the embedding, at least one.
+    pub hidden: Vec<usize>,
 }
 
 /// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
 const MAX_WEIGHTS: usize = 1 << 30;
 
-impl MlpConfig<'_> {
+impl MlpConfig {
     /// Inputs and outputs of every layer, the classifier last.
     fn layers(&self, model: &str, config: &ModelConfig) -> Result<Vec<[usize; 2]>> {
-        check_sizes(model, config, self.hidden)?;
+        check_sizes(model, config)?;
+        check_positive(model, self.hidden.iter().map(|&width| ("hidden", width)))?;
         if self.hidden.is_empty() {
             return Err(config_error(model, "there must be at least one hidden layer, found none"));
         }
@@ -36,22 +44,10 @@ impl MlpConfig<'_> {
         }
         Ok(layers)
     }
-
-    /// Multiply-adds for one image: every weight once.
-    pub(crate) fn multiply_adds(&self, model: &str, config: &ModelConfig) -> Result<usize> {
-        Ok(self.layers(model, config)?.iter().map(|[from, to]| from * to).sum())
-    }
 }
 
-/// `mlp-512-256-128`, `mlp-512-256-128-128-128`: the flattened image, a linear layer and ReLU for every hidden width,
-/// linear classifier.
-///
-/// The embedding is the last hidden layer after its ReLU, so it has no negative entry.
-/// There are no feature maps: [`Outputs::maps`] and [`Outputs::pre_activations`] stay empty whatever is tapped.
-///
-/// Keys: `feature_extractor.{2i}.weight`, `feature_extractor.{2i}.bias` (hidden layer i; the odd numbers are the ReLUs of
-/// PyTorch's `Sequential`), `classifier.*`. All layers start with PyTorch's default.
-pub struct Mlp {
+/// A network of an [`MlpConfig`].
+pub(crate) struct Mlp {
     spec: NetworkSpec,
     hidden: Vec<Linear>,
     classifier: Linear,
@@ -60,18 +56,25 @@ pub struct Mlp {
 
 impl Mlp {
     /// Declares all parameters in `scope`; `name` appears in the spec and in errors.
-    ///
-    /// # Errors
-    ///
-    /// No hidden layer, sizes of zero, a layer of more than 2^30 weights, or weights that do not fit.
-    pub fn new(name: &str, family: &MlpConfig<'_>, config: &ModelConfig, scope: &Scope) -> Result<Self> {
+    pub(crate) fn new(name: &str, family: &MlpConfig, config: &ModelConfig, scope: &Scope) -> Result<Self> {
         let layers = family.layers(name, config)?;
         let ([embedding, classes], hidden) = layers.split_last().expect("the classifier is always there");
         let layer = |(i, [from, to]): (usize, &[usize; 2])| {
             Linear::new(&scope.child("feature_extractor").child(2 * i), *from, *to)
         };
+        let spec = NetworkSpec {
+            name: name.to_string(),
+            in_channels: config.in_channels,
+            image: config.image,
+            classes: config.classes,
+            maps: vec![],
+            embedding: *embedding,
+            pre_activations: false,
+            // Every weight once.
+            multiply_adds: layers.iter().map(|[from, to]| from * to).sum(),
+        };
         Ok(Self {
-            spec: network_spec(name, config, vec![], *embedding),
+            spec,
             hidden: hidden.iter().enumerate().map(layer).collect::<retort_nn::Result<_>>()?,
             classifier: Linear::new(&scope.child("classifier"), *embedding, *classes)?,
             frozen: scope.is_frozen(),

@@ -1,9 +1,9 @@
 //! Files: safetensors with one JSON entry of metadata, written atomically.
 
 use crate::params::Tensors;
+use crate::safetensors_file::SafetensorsFile;
+use crate::weight_file::read;
 use crate::{Error, Result};
-use candle_core::Device;
-use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -50,18 +50,20 @@ impl Checkpoint {
 
     /// Reads a whole file to the CPU. The metadata is `null` where the writer was another program.
     ///
+    /// Values are taken as they are, also those that are not finite: a checkpoint is the state of a run, whatever it is.
+    /// [`crate::WeightFile`] is for the files of others.
+    ///
     /// # Errors
     ///
-    /// A file that is missing, truncated or not in safetensors format.
+    /// A file that is missing, no regular file, truncated or not in safetensors format, a tensor of a type that candle
+    /// does not compute with.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|e| Error::file(path, format!("cannot read: {e}")))?;
-        let describe = |e| Error::file(path, format!("not a whole safetensors file ({} bytes): {e}", bytes.len()));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(describe)?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(META_KEY));
-        let meta = text.map_or(Ok(serde_json::Value::Null), |text| serde_json::from_str(text));
-        let meta = meta.map_err(|e| Error::file(path, format!("metadata `{META_KEY}`: {e}")))?;
-        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| Error::file(path, e))?;
-        Ok(Self { tensors: tensors.into_iter().collect(), meta })
+        let refuse = |message: String| Error::file(path, message);
+        let file = SafetensorsFile::parse(read(path)?).map_err(refuse)?;
+        let meta = file.note(META_KEY).map_or(Ok(serde_json::Value::Null), |text| serde_json::from_str(text));
+        let meta = meta.map_err(|e| refuse(format!("metadata `{META_KEY}`: {e}")))?;
+        let tensor = |(name, _): (String, _)| file.tensor(&name).map(|tensor| (name, tensor)).map_err(refuse);
+        Ok(Self { tensors: file.infos().into_iter().map(tensor).collect::<Result<_>>()?, meta })
     }
 
     /// The tensors under `prefix.`, without the prefix.
@@ -106,7 +108,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Tensor;
+    use candle_core::{Device, Tensor};
 
     fn sample() -> Checkpoint {
         let a = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();

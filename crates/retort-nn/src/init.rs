@@ -40,6 +40,14 @@ pub fn fan_in(shape: &[usize]) -> usize {
     shape.iter().skip(1).fold(1, |product, &n| product.saturating_mul(n))
 }
 
+/// Number of entries of `shape`, unless it is absurd.
+pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
+    let count = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).filter(|&n| n <= MAX_ELEMENTS);
+    count.ok_or_else(|| {
+        Error::invalid("init", format!("a tensor of shape {shape:?} has more than {MAX_ELEMENTS} entries"))
+    })
+}
+
 impl Init {
     /// PyTorch's default for the bias that belongs to a weight of `weight_shape`: uniform with bound `1 / sqrt(fan_in)`.
     #[must_use]
@@ -55,13 +63,7 @@ impl Init {
     ///
     /// A bound or deviation that is negative or not finite, or a tensor of more than 2^32 entries.
     pub fn draw(self, shape: &[usize], seed: Seed, dtype: DType, device: &Device) -> Result<Tensor> {
-        let count = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).filter(|&n| n <= MAX_ELEMENTS);
-        let Some(count) = count else {
-            return Err(Error::invalid(
-                "init",
-                format!("a tensor of shape {shape:?} has more than {MAX_ELEMENTS} entries"),
-            ));
-        };
+        let count = check_size(shape)?;
         let mut rng = seed.rng();
         let values: Vec<f64> = match self.resolved(shape)? {
             Self::Constant(value) => vec![value; count],

@@ -33,6 +33,18 @@ impl Conv2d {
         Ok(conv)
     }
 
+    /// `[C_out, C_in / groups, k_h, k_w]`.
+    #[must_use]
+    pub fn shape(&self) -> [usize; 4] {
+        <[usize; 4]>::try_from(self.weight.dims()).expect("the weight was declared with four dimensions")
+    }
+
+    /// Step, border, tap distance and groups.
+    #[must_use]
+    pub fn spec(&self) -> &Conv2dSpec {
+        &self.spec
+    }
+
     /// `[B, C_in, H, W]` to `[B, C_out, H', W']`.
     ///
     /// # Errors
@@ -86,6 +98,19 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// The same stored as a 1x1 convolution, its weight `[out, in, 1, 1]`, with PyTorch's default initialisation.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn pointwise(scope: &Scope, inputs: usize, outputs: usize) -> Result<Self> {
+        let shape = [outputs, inputs, 1, 1];
+        let weight = scope.weight("weight", &shape, Init::PyTorch)?;
+        let bias = scope.weight("bias", &[outputs], Init::pytorch_bias(&shape))?;
+        // A view: it follows the stored tensor, and gradients pass through it.
+        Ok(Self { weight: weight.reshape((outputs, inputs))?, bias: Some(bias) })
+    }
+
     /// `[out, in]`.
     #[must_use]
     pub fn weight(&self) -> &Tensor {
@@ -136,8 +161,17 @@ impl BatchNorm {
     ///
     /// See [`Scope::weight`].
     pub fn new(scope: &Scope, channels: usize) -> Result<Self> {
+        Self::with_weight(scope, channels, 1.0)
+    }
+
+    /// The same, starting at another weight; a residual branch that ends at weight 0 starts as the identity.
+    ///
+    /// # Errors
+    ///
+    /// See [`Scope::weight`].
+    pub fn with_weight(scope: &Scope, channels: usize, weight: f64) -> Result<Self> {
         Ok(Self {
-            weight: scope.weight("weight", &[channels], Init::Constant(1.0))?,
+            weight: scope.weight("weight", &[channels], Init::Constant(weight))?,
             bias: scope.weight("bias", &[channels], Init::Constant(0.0))?,
             running_mean: scope.buffer("running_mean", &[channels], 0.0)?,
             running_var: scope.buffer("running_var", &[channels], 1.0)?,
@@ -250,7 +284,7 @@ impl ConvBatchNorm {
         init: Init,
     ) -> Result<Self> {
         let conv = Conv2d::new(&scope.child(conv_name), shape, spec, init)?;
-        Self::of(scope, conv, &scope.child(norm_name), shape[0])
+        Self::of(conv, BatchNorm::new(&scope.child(norm_name), shape[0])?)
     }
 
     /// The same with a bias of the convolution that starts by `bias`.
@@ -266,14 +300,19 @@ impl ConvBatchNorm {
         [init, bias]: [Init; 2],
     ) -> Result<Self> {
         let conv = Conv2d::with_bias(&scope.child(conv_name), shape, spec, init, bias)?;
-        Self::of(scope, conv, &scope.child(norm_name), shape[0])
+        Self::of(conv, BatchNorm::new(&scope.child(norm_name), shape[0])?)
     }
 
-    fn of(scope: &Scope, conv: Conv2d, norm: &Scope, channels: usize) -> Result<Self> {
-        let norm = BatchNorm::new(norm, channels)?;
-        if !scope.is_frozen() {
+    /// Of two layers, over as many channels as the convolution gives.
+    ///
+    /// # Errors
+    ///
+    /// Fails if candle does.
+    pub fn of(conv: Conv2d, norm: BatchNorm) -> Result<Self> {
+        if !norm.frozen {
             return Ok(Self { conv, norm, folded: None });
         }
+        let channels = conv.shape()[0];
         let wide = |t: &Tensor| t.to_dtype(DType::F64);
         let (scale, shift) = norm.affine()?;
         let weight = wide(&conv.weight)?.broadcast_mul(&scale.reshape((channels, 1, 1, 1))?)?;
@@ -285,6 +324,12 @@ impl ConvBatchNorm {
         let (weight, bias) = (weight.to_dtype(dtype)?.contiguous()?, Some(bias.to_dtype(dtype)?));
         let folded = Some(Conv2d { weight, bias, spec: conv.spec });
         Ok(Self { conv, norm, folded })
+    }
+
+    /// The convolution alone.
+    #[must_use]
+    pub fn conv(&self) -> &Conv2d {
+        &self.conv
     }
 
     /// `act(bn(conv(x)))`.

@@ -10,8 +10,11 @@ mod names;
 mod network;
 mod optim;
 mod params;
+mod safetensors_file;
 mod schedule;
 mod seed;
+mod torch_file;
+mod weight_file;
 
 pub use checkpoint::{Checkpoint, write_atomically};
 pub use error::{Error, Result};
@@ -25,3 +28,4 @@ pub use params::{Buffer, LoadReport, Params, Scope, Tensors};
 pub use retort_kernels::{Activation, no_grad};
 pub use schedule::{Decay, ScheduleConfig};
 pub use seed::Seed;
+pub use weight_file::{WeightFile, WeightInfo};

@@ -62,6 +62,8 @@ pub struct NetworkSpec {
     pub embedding: usize,
     /// Whether the network can show its maps before the activation.
     pub pre_activations: bool,
+    /// Multiply-adds of convolutions and linear layers for one image; biases, normalisation and pooling are not counted.
+    pub multiply_adds: usize,
 }
 
 impl NetworkSpec {

@@ -38,6 +38,7 @@ struct Inner {
 
 enum Source {
     Seed(Seed),
+    Nothing,
     Tensors { given: Tensors, used: BTreeSet<String> },
 }
 
@@ -97,6 +98,13 @@ impl Params {
         Self::with_source(Source::Tensors { given: tensors, used: BTreeSet::new() }, dtype, device, true)
     }
 
+    /// A store of names and shapes without values (all read as 0): a network built in it can be asked what it is, at no
+    /// cost, and is of no other use. Nothing in it is trainable.
+    #[must_use]
+    pub fn declared(dtype: DType, device: &Device) -> Self {
+        Self::with_source(Source::Nothing, dtype, device, false)
+    }
+
     fn with_source(source: Source, dtype: DType, device: &Device, frozen: bool) -> Self {
         let inner = Inner { source, entries: BTreeMap::new() };
         Self { inner: Arc::new(Mutex::new(inner)), dtype, device: device.clone(), frozen }
@@ -126,6 +134,13 @@ impl Params {
     pub fn parameter_count(&self) -> usize {
         let inner = self.lock();
         inner.entries.values().filter(|e| e.kind == Kind::Weight).map(|e| e.value.tensor().elem_count()).sum()
+    }
+
+    /// Names and shapes of all weights and buffers.
+    #[must_use]
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let inner = self.lock();
+        inner.entries.iter().map(|(name, entry)| (name.clone(), entry.value.tensor().dims().to_vec())).collect()
     }
 
     /// Copies of all weights and buffers: a snapshot that later steps do not change.
@@ -169,7 +184,7 @@ impl Params {
     #[must_use]
     pub fn unused(&self) -> Vec<String> {
         match &self.lock().source {
-            Source::Seed(_) => Vec::new(),
+            Source::Seed(_) | Source::Nothing => Vec::new(),
             Source::Tensors { given, used } => given.keys().filter(|k| !used.contains(*k)).cloned().collect(),
         }
     }
@@ -213,6 +228,11 @@ impl Params {
         }
         let tensor = match &mut inner.source {
             Source::Seed(seed) => init.draw(shape, seed.child(name), self.dtype, &self.device)?,
+            // One zero seen everywhere: no memory, however large the shape.
+            Source::Nothing => {
+                crate::init::check_size(shape)?;
+                Tensor::zeros((), self.dtype, &self.device)?.broadcast_as(shape)?
+            }
             Source::Tensors { given, used } => {
                 let tensor = given.get(name).ok_or_else(|| missing(name, shape, given.keys()))?;
                 check_shape(name, shape, tensor)?;
@@ -220,7 +240,8 @@ impl Params {
                 tensor.to_dtype(self.dtype)?.to_device(&self.device)?.copy()?.detach()
             }
         };
-        let value = match self.frozen {
+        let plain = self.frozen || matches!(inner.source, Source::Nothing);
+        let value = match plain {
             true => Value::Plain(tensor),
             false => Value::Variable(Var::from_tensor(&tensor)?),
         };

@@ -8,6 +8,7 @@ mod docs;
 mod runs;
 mod tuning;
 mod validation;
+mod weights;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -121,7 +122,7 @@ impl Lab {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
         command.current_dir(self.folder.path()).args(args).env("CANDLE_NUM_THREADS", "1");
-        for name in ["RETORT_EXPERIMENTS", "RETORT_RUNS", "RETORT_DATA", "RETORT_METHOD_PAGES"] {
+        for name in ["RETORT_EXPERIMENTS", "RETORT_RUNS", "RETORT_DATA", "RETORT_MODELS", "RETORT_METHOD_PAGES"] {
             command.env_remove(name);
         }
         command

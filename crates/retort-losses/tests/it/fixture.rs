@@ -37,6 +37,7 @@ pub(crate) fn spec(name: &str, maps: &[[usize; 2]], embedding: usize) -> Network
         maps: maps.iter().map(|&[channels, size]| MapShape { channels, height: size, width: size }).collect(),
         embedding,
         pre_activations: true,
+        multiply_adds: 0,
     }
 }
 

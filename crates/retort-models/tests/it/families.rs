@@ -1,33 +1,56 @@
 //! What only one family does.
 
+use crate::check::shaken;
 use crate::{flat, images, params};
 use candle_core::{DType, Device, Tensor};
-use retort_models::{Error, ModelConfig, Vgg, VggConfig, WideResNet, WideResNetConfig, build};
-use retort_nn::{Init, Mode, Network, Params, Seed, Taps};
+use retort_models::{
+    Branch, Error, Family, Flavour, ModelConfig, PreActivationConfig, ResNetConfig, ResNetStem, Stage, VggConfig, build,
+};
+use retort_nn::{Init, Mode, Network, Outputs, Params, Seed, Taps};
 
 const SMALL: ModelConfig = ModelConfig { in_channels: 2, image: [8, 11], classes: 3 };
 /// A narrow VGG with blocks of one and of two convolutions.
 const NARROW: VggConfig = VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1, 2, 1, 2, 1] };
 
-type Builder<'a> = dyn Fn(&Params) -> Box<dyn Network> + 'a;
-
-fn wide(depth: usize, widen: usize, config: &ModelConfig, store: &Params) -> Result<WideResNet, Error> {
-    WideResNet::new("wrn", &WideResNetConfig { depth, widen }, config, &store.root())
+fn wide(depth: usize, widen: usize, config: &ModelConfig, store: &Params) -> Result<Box<dyn Network>, Error> {
+    Family::PreActivation(PreActivationConfig::wide(depth, widen)?).build("wrn", config, &store.root())
 }
 
-fn narrow(config: &ModelConfig, store: &Params) -> Result<Vgg, Error> {
-    Vgg::new("vgg", &NARROW, config, &store.root())
+fn narrow(config: &ModelConfig, store: &Params) -> Result<Box<dyn Network>, Error> {
+    Family::Vgg(NARROW).build("vgg", config, &store.root())
 }
 
-/// A state with every weight and statistic away from its start; variances stay positive.
-fn shaken(store: &Params, dtype: DType) -> retort_nn::Tensors {
-    let shake = |(name, tensor): (String, Tensor)| {
-        let noise = Init::Normal { std: 0.2 };
-        let noise = noise.draw(tensor.dims(), Seed::root(9).child(&name), dtype, &Device::Cpu).unwrap();
-        let noise = if name.ends_with("running_var") { noise.sqr().unwrap() } else { noise };
-        (name, (tensor + noise).unwrap())
-    };
-    store.snapshot().unwrap().into_iter().map(shake).collect()
+/// A network of two narrow stages with a stem for large images and one for small ones.
+fn residual(branch: Branch, stem: ResNetStem) -> Family {
+    Family::ResNet(ResNetConfig { stem, stages: narrow_stages(), ..ResNetConfig::imagenet(branch, [1; 4]) })
+}
+
+fn pre_activation(flavour: Flavour, branch: Branch) -> Family {
+    Family::PreActivation(PreActivationConfig { flavour, branch, stem: 4, stages: narrow_stages() })
+}
+
+fn narrow_stages() -> Vec<Stage> {
+    vec![Stage { channels: 4, blocks: 2, stride: 1 }, Stage { channels: 6, blocks: 1, stride: 2 }]
+}
+
+/// Every kind of block and shortcut once.
+fn kinds() -> Vec<Family> {
+    let large = ResNetStem { channels: 4, ..ResNetStem::imagenet() };
+    let bare = ResNetStem { activated: false, ..ResNetStem::small(4) };
+    let Family::ResNet(unnormalised) = residual(Branch::Bottleneck, ResNetStem::small(4)) else { unreachable!() };
+    let unnormalised =
+        ResNetConfig { projection: ResNetConfig::self_distillation_resnet50().projection, ..unnormalised };
+    vec![
+        residual(Branch::Basic, large),
+        residual(Branch::Bottleneck, bare),
+        Family::ResNet(unnormalised),
+        pre_activation(Flavour::Activated, Branch::Basic),
+        pre_activation(Flavour::Raw, Branch::Basic),
+        pre_activation(Flavour::Raw, Branch::Bottleneck),
+        Family::PreActivation(PreActivationConfig::wide(10, 1).unwrap()),
+        Family::PreActivation(PreActivationConfig::wide(10, 2).unwrap()),
+        Family::Vgg(NARROW),
+    ]
 }
 
 /// `sum(coefficients * logits)` in training mode.
@@ -72,14 +95,15 @@ fn check_directional_derivative(build: impl Fn(&Params) -> Box<dyn Network>) {
 
 #[test]
 fn gradients_agree_with_central_differences() {
-    check_directional_derivative(|store| Box::new(wide(16, 1, &SMALL, store).unwrap()));
-    check_directional_derivative(|store| Box::new(wide(10, 2, &SMALL, store).unwrap()));
-    check_directional_derivative(|store| Box::new(narrow(&SMALL, store).unwrap()));
+    check_directional_derivative(|store| wide(16, 1, &SMALL, store).unwrap());
+    for family in kinds() {
+        check_directional_derivative(|store| family.build("kind", &SMALL, &store.root()).unwrap());
+    }
 }
 
 #[test]
 fn taps_do_not_move_the_running_statistics_twice() {
-    for name in ["resnet8", "wrn_16_1", "vgg8"] {
+    for name in ["resnet8", "wrn_16_1", "vgg8", "preresnet20"] {
         let config = ModelConfig { in_channels: 1, image: [9, 10], classes: 3 };
         let after = |taps: Taps| {
             let store = params();
@@ -136,14 +160,107 @@ fn wide_shortcuts_take_the_raw_map_or_project_the_activated_one() {
     }
 }
 
+/// `family` with shaken weights in which the last convolution of every block is silent: the shortcuts are all that is left.
+fn shortcuts(family: &Family) -> Outputs {
+    let start = params();
+    family.build("kind", &SMALL, &start.root()).unwrap();
+    let mut state = shaken(&start, DType::F32);
+    for (_, weight) in state.iter_mut().filter(|(name, _)| name.ends_with("conv2.weight")) {
+        *weight = weight.zeros_like().unwrap();
+    }
+    let store = Params::from_tensors(state, DType::F32, &Device::Cpu);
+    let network = family.build("kind", &SMALL, &store.root()).unwrap();
+    network.forward(&images(&SMALL, 2), Mode::Eval, Taps::ALL).unwrap()
+}
+
+#[test]
+fn identity_shortcuts_take_the_activated_or_the_raw_map() {
+    let activated = shortcuts(&pre_activation(Flavour::Activated, Branch::Basic));
+    assert!(flat(&activated.maps[0]).iter().all(|x| *x >= 0.0), "the stem is activated");
+    assert!(flat(&activated.maps[1]).iter().all(|x| *x >= 0.0), "what is added is activated");
+    assert_ne!(flat(&activated.maps[1]), flat(&activated.maps[0]));
+    assert!(activated.pre_activations.is_empty());
+
+    let raw = shortcuts(&pre_activation(Flavour::Raw, Branch::Basic));
+    assert!(flat(&raw.maps[0]).iter().any(|x| *x < 0.0), "the stem is not activated");
+    assert_eq!(flat(&raw.maps[1]), flat(&raw.maps[0]));
+    let pooled = retort_kernels::relu(&raw.pre_activations[2]).unwrap().mean((2, 3)).unwrap();
+    for (a, b) in flat(&raw.embedding).iter().zip(flat(&pooled)) {
+        assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "the last sum is normalised and activated: {a} {b}");
+    }
+}
+
+#[test]
+fn the_activated_flavour_pools_the_raw_sum() {
+    let family = pre_activation(Flavour::Activated, Branch::Basic);
+    let network = family.build("kind", &SMALL, &params().root()).unwrap();
+    let outputs = network.forward(&images(&SMALL, 2), Mode::Eval, Taps::ALL).unwrap();
+    let last = outputs.maps.last().unwrap();
+    assert!(flat(last).iter().any(|x| *x < 0.0));
+    for (a, b) in flat(&outputs.embedding).iter().zip(flat(&last.mean((2, 3)).unwrap())) {
+        assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");
+    }
+}
+
+#[test]
+fn the_stem_is_shown_before_its_pooling() {
+    let store = params();
+    let config = ModelConfig { in_channels: 3, image: [64, 50], classes: 3 };
+    let network = build("imagenet_resnet18", &config, &store.root()).unwrap();
+    let sizes: Vec<_> = network.spec().maps.iter().map(|map| [map.height, map.width]).collect();
+    assert_eq!(sizes, [[32, 25], [16, 13], [8, 7], [4, 4], [2, 2]]);
+    let outputs = network.forward(&images(&config, 2), Mode::Eval, Taps::ALL).unwrap();
+    assert!(flat(&outputs.maps[0]).iter().all(|x| *x >= 0.0), "f0 is activated");
+    assert_eq!(flat(&outputs.pre_activations[0]), flat(&outputs.maps[0]));
+}
+
+#[test]
+fn flavours_of_residual_networks_differ_where_they_should() {
+    let state = |name: &str| {
+        let store = params();
+        build(name, &ModelConfig::CIFAR100, &store.root()).unwrap();
+        store.snapshot().unwrap()
+    };
+    let shared = state("selfkd_resnet50");
+    assert!(shared.contains_key("layer1.0.shortcut.0.weight") && !shared.contains_key("layer1.0.shortcut.1.weight"));
+    let bound = 1.0 / (64f32 * 9.0).sqrt();
+    let largest = flat(&shared["layer1.1.conv2.weight"]).iter().fold(0f32, |most, x| most.max(x.abs()));
+    assert!(largest <= bound && largest > 0.99 * bound, "{largest} and {bound}");
+
+    let encoder = state("sns_resnet18");
+    assert_eq!(encoder["conv1.weight"].dims(), [64, 3, 3, 3]);
+    for (key, tensor) in encoder.iter().filter(|(key, _)| key.contains("bn") && key.ends_with("weight")) {
+        let start = if key.ends_with("bn2.weight") { 0.0 } else { 1.0 };
+        assert!(flat(tensor).iter().all(|x| *x == start), "{key}");
+    }
+
+    let config = ModelConfig { in_channels: 1, image: [8, 8], classes: 3 };
+    let network = build("mixskd_backbone", &config, &params().root()).unwrap();
+    let outputs = network.forward(&images(&config, 2), Mode::Eval, Taps::ALL).unwrap();
+    assert!(flat(&outputs.maps[0]).iter().any(|x| *x < 0.0), "nothing activates the stem");
+
+    let family = Family::ResNet(ResNetConfig::regression(20, [16, 16, 32, 64]).unwrap());
+    let config = ModelConfig { in_channels: 3, image: [64, 64], classes: 1 };
+    let network = family.build("resnet20", &config, &params().root()).unwrap();
+    let sizes: Vec<_> = network.spec().maps.iter().map(|map| map.height).collect();
+    assert_eq!(sizes, [64, 32, 16, 8]);
+}
+
+/// The variance of one value is undefined: the batch must hold a second image where the last map is a single pixel.
+#[test]
+fn a_batch_of_one_with_maps_of_one_pixel_is_refused_in_training() {
+    let config = ModelConfig { in_channels: 3, image: [32, 32], classes: 3 };
+    let network = build("imagenet_resnet18", &config, &params().root()).unwrap();
+    let message = network.forward(&images(&config, 1), Mode::Train, Taps::default()).unwrap_err().to_string();
+    assert!(message.contains("batch") && message.contains("more than one value"), "{message}");
+    assert!(network.forward(&images(&config, 1), Mode::Eval, Taps::default()).is_ok());
+    assert!(network.forward(&images(&config, 2), Mode::Train, Taps::default()).is_ok());
+}
+
 #[test]
 fn frozen_networks_agree_with_trained_ones_and_pass_gradients_to_the_images() {
-    let builders: [&Builder<'_>; 3] = [
-        &|store| Box::new(wide(10, 1, &SMALL, store).unwrap()),
-        &|store| Box::new(wide(10, 2, &SMALL, store).unwrap()),
-        &|store| Box::new(narrow(&SMALL, store).unwrap()),
-    ];
-    for build in builders {
+    for family in kinds() {
+        let build = |store: &Params| family.build("kind", &SMALL, &store.root()).unwrap();
         let start = Params::new(Seed::root(1), DType::F64, &Device::Cpu);
         build(&start);
         let state = shaken(&start, DType::F64);
@@ -216,13 +333,32 @@ fn impossible_configurations_are_errors() {
         assert!(message.contains(words), "{message}");
     }
     let empty = VggConfig { convolutions: [1, 1, 0, 1, 1], ..NARROW };
-    assert!(matches!(Vgg::new("vgg", &empty, &SMALL, &params().root()), Err(Error::Config { .. })));
+    assert!(matches!(Family::Vgg(empty).build("vgg", &SMALL, &params().root()), Err(Error::Config { .. })));
+    let Family::ResNet(plain) = residual(Branch::Basic, ResNetStem::small(4)) else { unreachable!() };
+    let with_stem = |stem| ResNetConfig { stem, ..plain.clone() };
+    let with_stage = |stage| ResNetConfig { stages: vec![stage], ..plain.clone() };
+    let stage = narrow_stages()[0];
+    for (family, words) in [
+        (with_stem(ResNetStem { kernel: 4, ..plain.stem }), "odd, found 4"),
+        (with_stem(ResNetStem { stride: 0, ..plain.stem }), "stem stride must be from 1"),
+        (with_stem(ResNetStem { channels: usize::MAX, ..plain.stem }), "found 18446744073709551615"),
+        (with_stage(Stage { blocks: 0, ..stage }), "blocks must be from 1"),
+        (with_stage(Stage { blocks: 1 << 40, ..stage }), "found 1099511627776"),
+        (with_stage(Stage { channels: usize::MAX / 4, ..stage }), "channels must be from 1"),
+        (ResNetConfig { stages: vec![], ..plain.clone() }, "number of stages"),
+    ] {
+        let message = Family::ResNet(family).build("resnet", &SMALL, &params().root()).err().unwrap().to_string();
+        assert!(message.contains("`resnet`") && message.contains(words), "{message}");
+    }
+    for depth in [0, 1, 2, 9, 6 << 50, usize::MAX] {
+        assert!(ResNetConfig::cifar(depth, Branch::Basic, [4; 4]).is_err(), "{depth}");
+        assert!(PreActivationConfig::fidelity(depth).is_err(), "{depth}");
+    }
     // The smallest images that each family takes.
     let tiny = |image| ModelConfig { image, ..SMALL };
-    for (network, image) in [
-        (Box::new(wide(10, 1, &tiny([1, 2]), &params()).unwrap()) as Box<dyn Network>, [1, 2]),
-        (Box::new(narrow(&tiny([8, 8]), &params()).unwrap()), [8, 8]),
-    ] {
+    for (network, image) in
+        [(wide(10, 1, &tiny([1, 2]), &params()).unwrap(), [1, 2]), (narrow(&tiny([8, 8]), &params()).unwrap(), [8, 8])]
+    {
         assert!(network.forward(&images(&tiny(image), 1), Mode::Eval, Taps::ALL).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{flat, images, params};
 use candle_core::{DType, Device, Tensor, Var};
-use retort_models::{Error, Mlp, MlpConfig, ModelConfig, build, info};
+use retort_models::{Error, Family, MlpConfig, ModelConfig, build, info};
 use retort_nn::{Init, Mode, Network, Params, Seed, Taps};
 
 const STUDENT: &str = "mlp-512-256-128";
@@ -10,8 +10,8 @@ const TEACHER: &str = "mlp-512-256-128-128-128";
 const MNIST: ModelConfig = ModelConfig { in_channels: 1, image: [28, 28], classes: 10 };
 const SMALL: ModelConfig = ModelConfig { in_channels: 2, image: [3, 2], classes: 3 };
 
-fn small(store: &Params) -> Mlp {
-    Mlp::new("mlp", &MlpConfig { hidden: &[7, 5] }, &SMALL, &store.root()).unwrap()
+fn small(store: &Params) -> Box<dyn Network> {
+    Family::Mlp(MlpConfig { hidden: vec![7, 5] }).build("mlp", &SMALL, &store.root()).unwrap()
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn counts_and_keys_at_28x28() {
         let store = params();
         build(name, &MNIST, &store.root()).unwrap();
         assert_eq!(store.parameter_count(), parameters, "{name}");
-        assert_eq!(info(name).unwrap().multiply_adds(&MNIST).unwrap(), multiply_adds, "{name}");
+        assert_eq!(info(name).unwrap().spec(&MNIST).unwrap().multiply_adds, multiply_adds, "{name}");
     }
     let store = params();
     build(STUDENT, &MNIST, &store.root()).unwrap();
@@ -154,11 +154,11 @@ fn a_frozen_network_keeps_its_promises() {
     let open = small(&start);
     let frozen = small(&Params::frozen(start.snapshot().unwrap(), DType::F32, &Device::Cpu));
     let x = images(&SMALL, 2);
-    let logits = |network: &Mlp, mode| network.forward(&x, mode, Taps::default()).unwrap().logits;
+    let logits = |network: &dyn Network, mode| network.forward(&x, mode, Taps::default()).unwrap().logits;
     // Nothing is normalised, so all modes compute the same.
     for mode in [Mode::Eval, Mode::BatchStatistics] {
-        assert_eq!(flat(&logits(&frozen, mode)), flat(&logits(&open, Mode::Train)));
-        assert!(!logits(&frozen, mode).track_op());
+        assert_eq!(flat(&logits(frozen.as_ref(), mode)), flat(&logits(open.as_ref(), Mode::Train)));
+        assert!(!logits(frozen.as_ref(), mode).track_op());
     }
     let message = frozen.forward(&x, Mode::Train, Taps::default()).unwrap_err().to_string();
     assert!(message.contains("`mlp`") && message.contains("frozen"), "{message}");
@@ -167,7 +167,8 @@ fn a_frozen_network_keeps_its_promises() {
 #[test]
 fn impossible_configurations_are_errors() {
     let message = |hidden: &[usize], config: &ModelConfig| {
-        let error = Mlp::new("mlp", &MlpConfig { hidden }, config, &params().root()).err().unwrap();
+        let error =
+            Family::Mlp(MlpConfig { hidden: hidden.to_vec() }).build("mlp", config, &params().root()).err().unwrap();
         assert!(matches!(error, Error::Config { .. }));
         error.to_string()
     };
@@ -177,7 +178,7 @@ fn impossible_configurations_are_errors() {
     assert!(message(&[4, usize::MAX], &SMALL).contains("4 x 18446744073709551615"));
     for image in [[1 << 15, 1 << 15], [usize::MAX, 2], [usize::MAX, usize::MAX]] {
         assert!(message(&[4], &ModelConfig { image, ..SMALL }).contains("at most 1073741824 weights"));
-        assert!(info(STUDENT).unwrap().multiply_adds(&ModelConfig { image, ..SMALL }).is_err());
+        assert!(info(STUDENT).unwrap().spec(&ModelConfig { image, ..SMALL }).is_err());
     }
     assert!(message(&[4], &ModelConfig { classes: usize::MAX, ..SMALL }).contains("at most"));
     let network = small(&params());

@@ -1,137 +1,51 @@
 //! Networks: `model-forward` and `model-train-step`.
 
+mod build;
+mod parts;
+
 use crate::golden::{Case, Run, formula};
 use crate::{Error, Result};
+use build::Build;
 use candle_core::{DType, Device, Tensor};
-use retort_models::{Block, CifarResNet, CifarResNetConfig, ModelConfig, Vgg, VggConfig, WideResNet, WideResNetConfig};
-use retort_nn::{Mode, Network, Optimizer, OptimizerConfig, Outputs, ParamGroup, Params, Scope, Taps, Tensors};
+use parts::Part;
+use retort_nn::{Mode, Network, Optimizer, OptimizerConfig, ParamGroup, Params, Scope, Taps, Tensors};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The field `build`: which network to construct.
-#[derive(Deserialize)]
-struct Build {
-    model: String,
-    num_classes: Option<usize>,
-    /// Constructor options.
-    #[serde(flatten)]
-    options: Map<String, Value>,
+/// What a case is about.
+enum Subject {
+    Network(Box<dyn Network>),
+    Part(Part),
 }
 
-/// Constructor options of `cifar_resnet` and `mcl_resnet`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ResNetOptions {
-    depth: usize,
-    block: BlockName,
-    channels: [usize; 4],
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum BlockName {
-    #[serde(alias = "basicblock")]
-    Basic,
-    Bottleneck,
-}
-
-/// Constructor options of `vgg`: the channels of each convolution, block by block.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VggOptions {
-    stages: [Vec<usize>; 5],
-}
-
-/// How to construct a network.
-enum Family {
-    Registered,
-    Residual(CifarResNetConfig),
-    Wide(WideResNetConfig),
-    Vgg(VggConfig),
-}
-
-/// A network that this project can construct.
-struct Architecture {
-    name: String,
-    family: Family,
-    config: ModelConfig,
-    /// Prefix of keys in the case that our network calls by the second name.
-    rename: Option<(&'static str, &'static str)>,
-}
-
-impl Architecture {
-    fn of(case: &Case) -> Result<Self> {
+impl Subject {
+    fn new(case: &Case, scope: &Scope) -> Result<Self> {
         let build: Build = case.field("build")?;
-        let Some(classes) = build.num_classes else { return Err(unsupported(&build)) };
-        let rename = (build.model == "mcl_resnet").then_some(("classifier.", "fc."));
-        let family = family(case, &build)?;
-        let [_, in_channels, height, width] = match case.has("in.x") {
-            true => <[usize; 4]>::from(case.tensor("in.x")?.dims4()?),
-            false => case.param("input")?,
-        };
-        let config = ModelConfig { in_channels, image: [height, width], classes };
-        Ok(Self { name: build.model, family, config, rename })
-    }
-
-    fn build(&self, scope: &Scope) -> Result<Box<dyn Network>> {
-        Ok(match &self.family {
-            Family::Registered => retort_models::build(&self.name, &self.config, scope)?,
-            Family::Residual(family) => Box::new(CifarResNet::new(&self.name, family, &self.config, scope)?),
-            Family::Wide(family) => Box::new(WideResNet::new(&self.name, family, &self.config, scope)?),
-            Family::Vgg(family) => Box::new(Vgg::new(&self.name, family, &self.config, scope)?),
+        Ok(match parts::part(case, &build, scope)? {
+            Some(part) => Self::Part(part),
+            None => Self::Network(network(case, &build, scope)?),
         })
     }
 
-    /// The state under our network's keys.
-    fn renamed(&self, state: Tensors) -> Tensors {
-        let Some((from, to)) = self.rename else { return state };
-        let key = |key: String| key.strip_prefix(from).map_or(key.clone(), |rest| format!("{to}{rest}"));
-        state.into_iter().map(|(name, tensor)| (key(name), tensor)).collect()
+    /// Outputs under the case's names.
+    fn outputs(&self, inputs: &[Tensor], mode: Mode, taps: Taps) -> Result<BTreeMap<String, Tensor>> {
+        let network = match self {
+            Self::Network(network) => network,
+            Self::Part(part) => return Ok(part(inputs, mode)?.into_iter().collect()),
+        };
+        let outputs = network.forward(&inputs[0], mode, taps)?;
+        let single = [("logits", &outputs.logits), ("pooled", &outputs.embedding), ("embedding", &outputs.embedding)];
+        let single = single.map(|(name, tensor)| (name.to_string(), tensor.clone()));
+        let lists = [("f", outputs.maps), ("pre", outputs.pre_activations)]
+            .into_iter()
+            .flat_map(|(prefix, maps)| maps.into_iter().enumerate().map(move |(i, map)| (format!("{prefix}{i}"), map)));
+        Ok(single.into_iter().chain(lists).collect())
     }
 }
 
-fn unsupported(build: &Build) -> Error {
-    let options: Vec<&str> = build.options.keys().map(String::as_str).collect();
-    let with = if options.is_empty() { String::new() } else { format!(" with {}", options.join(", ")) };
-    Error::Unsupported(format!("no architecture `{}`{with}", build.model))
-}
-
-fn family(case: &Case, build: &Build) -> Result<Family> {
-    match build.model.as_str() {
-        "cifar_resnet" | "mcl_resnet" => {
-            let ResNetOptions { depth, block, channels } = options(case, build)?;
-            let block = match block {
-                BlockName::Basic => Block::Basic,
-                BlockName::Bottleneck => Block::Bottleneck,
-            };
-            Ok(Family::Residual(CifarResNetConfig { depth, block, channels }))
-        }
-        "vgg" => {
-            let VggOptions { stages } = options(case, build)?;
-            let convolutions = stages.each_ref().map(Vec::len);
-            let channels = stages.each_ref().map(|stage| stage.first().copied().unwrap_or(0));
-            if stages.iter().zip(channels).any(|(stage, width)| stage.iter().any(|other| *other != width)) {
-                return Err(Error::Unsupported(format!("`vgg` with several widths in a block: {stages:?}")));
-            }
-            Ok(Family::Vgg(VggConfig { channels, convolutions }))
-        }
-        _ if !build.options.is_empty() => Err(unsupported(build)),
-        name if retort_models::info(name).is_ok() => Ok(Family::Registered),
-        name => Ok(Family::Wide(wide_config(name).ok_or_else(|| unsupported(build))?)),
-    }
-}
-
-fn options<T: DeserializeOwned>(case: &Case, build: &Build) -> Result<T> {
-    let options = Value::Object(build.options.clone());
-    serde_json::from_value(options).map_err(|error| Error::field(case.path(), "build", error))
-}
-
-/// `wrn_D_W`.
-fn wide_config(name: &str) -> Option<WideResNetConfig> {
-    let (depth, widen) = name.strip_prefix("wrn_")?.split_once('_')?;
-    Some(WideResNetConfig { depth: depth.parse().ok()?, widen: widen.parse().ok()? })
+fn network(case: &Case, build: &Build, scope: &Scope) -> Result<Box<dyn Network>> {
+    Ok(build.family(case)?.build(&build.model, &build.config(case)?, scope)?)
 }
 
 /// `{"kind": "formula", "salt": .., "bn_weight_gain": ..}`.
@@ -141,18 +55,31 @@ struct Formula {
     bn_weight_gain: f64,
 }
 
-/// Input and state of a forward case, stored or made by the formula.
-fn input_and_state(run: &mut Run<'_>) -> Result<(Tensor, Tensors)> {
+/// Inputs and state of a forward case, stored or made by the formula.
+fn inputs_and_state(run: &mut Run<'_>) -> Result<(Vec<Tensor>, Tensors)> {
     let case = run.case();
     let formula = case.has_field("state") && !case.field::<Value>("state")?.is_string();
     if !formula {
-        return Ok((run.input("x")?, case.with_prefix("in.param.")));
+        let inputs = if case.has("in.x") { vec![run.input("x")?] } else { run.numbered("x")? };
+        return Ok((inputs, case.with_prefix("in.param.")));
     }
     let state: Formula = case.field("state")?;
     let shapes: BTreeMap<String, Vec<usize>> = case.field("state_shapes")?;
-    let images: Vec<usize> = case.param("input")?;
-    let x = formula::input(&state.salt, "input", &images)?;
-    Ok((x, formula::state(&state.salt, state.bn_weight_gain, &shapes)?))
+    let inputs = match case.param::<Vec<usize>>("input") {
+        Ok(images) => vec![formula::input(&state.salt, "input", &images)?],
+        Err(_) => {
+            let several: SeveralInputs = case.field("inputs")?;
+            let input = |(i, shape): (usize, &Vec<usize>)| formula::input(&state.salt, &format!("input{i}"), shape);
+            several.shapes.iter().enumerate().map(input).collect::<Result<_>>()?
+        }
+    };
+    Ok((inputs, formula::state(&state.salt, state.bn_weight_gain, &shapes)?))
+}
+
+/// The field `inputs` of a case with several.
+#[derive(Deserialize)]
+struct SeveralInputs {
+    shapes: Vec<Vec<usize>>,
 }
 
 /// `model-forward`: all outputs of one pass, by a trainable network and, in evaluation, by a frozen one.
@@ -161,21 +88,18 @@ fn input_and_state(run: &mut Run<'_>) -> Result<(Tensor, Tensors)> {
 /// is run as a teacher is, without pre-activations.
 pub(super) fn forward(run: &mut Run<'_>) -> Result<()> {
     let case = run.case();
-    let architecture = Architecture::of(case)?;
-    let (x, state) = input_and_state(run)?;
-    let state = architecture.renamed(state);
     let mode = mode(case)?;
-
+    // An unknown network is unsupported, whatever else the case holds.
+    Subject::new(case, &Params::declared(DType::F32, &Device::Cpu).root())?;
+    let (inputs, state) = inputs_and_state(run)?;
     let params = Params::from_tensors(state.clone(), DType::F32, &Device::Cpu);
-    let network = architecture.build(&params.root())?;
+    let subject = Subject::new(case, &params.root())?;
     check_parameters(case, &params)?;
-    let outputs = network.forward(&x, mode, Taps::ALL)?;
-    produce(run, &outputs, "")?;
+    produce(run, &subject.outputs(&inputs, mode, Taps::ALL)?, "")?;
     if mode == Mode::Eval {
         let frozen = Params::frozen(state, DType::F32, &Device::Cpu);
-        let network = architecture.build(&frozen.root())?;
-        let outputs = network.forward(&x, mode, Taps { maps: true, pre_activations: false })?;
-        produce(run, &outputs, "frozen")?;
+        let subject = Subject::new(case, &frozen.root())?;
+        produce(run, &subject.outputs(&inputs, mode, Taps { maps: true, pre_activations: false })?, "frozen")?;
     }
     Ok(())
 }
@@ -204,28 +128,19 @@ fn check_parameters(case: &Case, params: &Params) -> Result<()> {
     Ok(())
 }
 
-/// Hands over every expected output that `outputs` holds, maps as statistics where the case asks for them.
-fn produce(run: &mut Run<'_>, outputs: &Outputs, variant: &'static str) -> Result<()> {
+/// Hands over every expected output that there is, maps as statistics where the case asks for them.
+fn produce(run: &mut Run<'_>, outputs: &BTreeMap<String, Tensor>, variant: &'static str) -> Result<()> {
     let names: Vec<String> = run.case().with_prefix("out.").into_keys().collect();
     for name in names {
         let (stem, statistic) = match name.rsplit_once('.') {
             Some((stem, statistic @ ("mean" | "std" | "chan_mean"))) => (stem, statistic),
             _ => (name.as_str(), ""),
         };
-        if let Some(tensor) = find(outputs, stem) {
+        if let Some(tensor) = outputs.get(stem) {
             run.produce_variant(&name, variant, summarise(tensor, statistic)?);
         }
     }
     Ok(())
-}
-
-fn find<'a>(outputs: &'a Outputs, stem: &str) -> Option<&'a Tensor> {
-    let indexed = |prefix: &str, maps: &'a [Tensor]| maps.get(stem.strip_prefix(prefix)?.parse::<usize>().ok()?);
-    match stem {
-        "logits" => Some(&outputs.logits),
-        "pooled" | "embedding" => Some(&outputs.embedding),
-        _ => indexed("pre", &outputs.pre_activations).or_else(|| indexed("f", &outputs.maps)),
-    }
 }
 
 /// Mean or population deviation over all entries, or the mean per channel; in f64.
@@ -262,13 +177,10 @@ struct Sgd {
 /// `model-train-step`: loss, gradients and running statistics of one batch, then SGD steps with plain and Nesterov momentum.
 pub(super) fn train_step(run: &mut Run<'_>) -> Result<()> {
     let case = run.case();
-    let architecture = Architecture::of(case)?;
-    if architecture.rename.is_some() {
-        return Err(Error::Unsupported(format!("training steps of `{}`", architecture.name)));
-    }
+    let build: Build = case.field("build")?;
     let (x, labels) = (run.input("x")?, run.labels("y")?);
     let params = run.params([]);
-    let network = architecture.build(&params.root())?;
+    let network = network(case, &build, &params.root())?;
     check_parameters(case, &params)?;
     let (logits, loss) = train_forward(network.as_ref(), &x, &labels)?;
     for (name, tensor) in params.snapshot()? {
@@ -283,8 +195,8 @@ pub(super) fn train_step(run: &mut Run<'_>) -> Result<()> {
     }
     run.produce("grad_norm", Tensor::new(&[squares.sqrt()], &Device::Cpu)?);
     run.produce("logits", logits);
-    steps(run, &architecture, "plain", (&x, &labels))?;
-    steps(run, &architecture, "nesterov", (&x, &labels))
+    steps(run, &build, "plain", (&x, &labels))?;
+    steps(run, &build, "nesterov", (&x, &labels))
 }
 
 fn train_forward(network: &dyn Network, x: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -294,14 +206,14 @@ fn train_forward(network: &dyn Network, x: &Tensor, labels: &Tensor) -> Result<(
 }
 
 /// As many steps as the case has expectations for, from the stored state and an empty momentum buffer.
-fn steps(run: &mut Run<'_>, architecture: &Architecture, kind: &str, (x, labels): (&Tensor, &Tensor)) -> Result<()> {
+fn steps(run: &mut Run<'_>, build: &Build, kind: &str, (x, labels): (&Tensor, &Tensor)) -> Result<()> {
     let case = run.case();
     let sgd: Sgd = case.param("optimizer")?;
     if sgd.kind != "sgd" {
         return Err(Error::Unsupported(format!("optimizer `{}`", sgd.kind)));
     }
     let params = Params::from_tensors(case.with_prefix("in.param."), DType::F32, &Device::Cpu);
-    let network = architecture.build(&params.root())?;
+    let network = network(case, build, &params.root())?;
     let (momentum, dampening, weight_decay) = (sgd.momentum, sgd.dampening, sgd.weight_decay);
     let config = OptimizerConfig::Sgd { momentum, nesterov: kind == "nesterov", dampening, weight_decay };
     let mut optimizer = Optimizer::new(config, vec![ParamGroup::new(params.trainable())])?;
