@@ -123,11 +123,8 @@ impl Architecture for PreActivationConfig {
         let stage = self.stages[site.group];
         let scope = if self.flavour == Flavour::Wide { scope.child("layer") } else { scope.clone() };
         let mut blocks = Blocks::new();
-        let mut from = site.inputs;
-        for index in 0..site.blocks.unwrap_or(stage.blocks) {
-            let stride = if index == 0 && !site.keeps_size { stage.stride } else { 1 };
-            blocks.push(Box::new(self.block(from, stage.channels, stride, &scope.child(index))?));
-            from = stage.channels * self.branch.expansion();
+        for row in stage.blocks_at(site, self.branch) {
+            blocks.push(Box::new(self.block(row.inputs, stage.channels, row.stride, &scope.child(row.index))?));
         }
         Ok(blocks)
     }

@@ -67,7 +67,23 @@ pub struct Stage {
     pub stride: usize,
 }
 
+/// One block of a stage.
+pub(crate) struct BlockRow {
+    pub(crate) index: usize,
+    /// Channels that it is fed with.
+    pub(crate) inputs: usize,
+    pub(crate) stride: usize,
+}
+
 impl Stage {
+    /// The blocks of the stage at a site: the first one changes channels and size, the others keep them.
+    pub(crate) fn blocks_at(&self, site: &Site, branch: Branch) -> impl Iterator<Item = BlockRow> {
+        let first = BlockRow { index: 0, inputs: site.inputs, stride: if site.keeps_size { 1 } else { self.stride } };
+        let inputs = self.channels * branch.expansion();
+        let later = (1..site.blocks.unwrap_or(self.blocks)).map(move |index| BlockRow { index, inputs, stride: 1 });
+        std::iter::once(first).chain(later)
+    }
+
     /// Stages with stride 1, then 2.
     pub(crate) fn rows(channels: &[usize], blocks: &[usize]) -> Vec<Self> {
         let row = |(i, (&channels, &blocks))| Self { channels, blocks, stride: if i == 0 { 1 } else { 2 } };
@@ -286,11 +302,8 @@ impl Architecture for ResNetConfig {
         if site.group == 0 && self.stem.pooled && !site.keeps_size {
             blocks.push(Box::new(MaxPool(Pool2dSpec::new(3, 2, 1))));
         }
-        let mut from = site.inputs;
-        for index in 0..site.blocks.unwrap_or(stage.blocks) {
-            let stride = if index == 0 && !site.keeps_size { stage.stride } else { 1 };
-            blocks.push(Box::new(self.block(from, stage.channels, stride, &scope.child(index))?));
-            from = stage.channels * self.branch.expansion();
+        for row in stage.blocks_at(site, self.branch) {
+            blocks.push(Box::new(self.block(row.inputs, stage.channels, row.stride, &scope.child(row.index))?));
         }
         Ok(blocks)
     }
