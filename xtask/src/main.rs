@@ -19,7 +19,11 @@ usage: cargo xtask WORD [ARGS]
                       what exists
   import-weights FILE --model NAME [--classes N --channels C --image HxW] [--prefix P] [--out DIR]
                       weights of PyTorch or safetensors become models/NAME
-  bench train-step|kd-step|loss [OPTIONS] [--json]
+  export-weights RUN --name NAME
+                      weights of a finished run become models/NAME
+  data list|verify|show [NAME] [--data DIR]
+                      data sets: where they are, whether the files are right, what the images look like
+  bench train-step|kd-step|loss|loader [OPTIONS] [--json]
                       how long a step takes on this machine, and how much memory
   docs [--check]      write the generated parts of docs/methods, or check them
   golden DIR.. [--json FILE] [--allow-unsupported]
@@ -29,9 +33,10 @@ usage: cargo xtask WORD [ARGS]
                       instruction-set path that this processor has
   ci                  format, tidy, clippy, tests, documentation, in this order
 
-The options of the first eight: cargo xtask WORD --help";
+The options of the first ten: cargo xtask WORD --help";
 
-const RETORT_WORDS: [&str; 8] = ["reproduce", "tune", "train", "rerun", "list", "import-weights", "bench", "docs"];
+const RETORT_WORDS: [&str; 10] =
+    ["reproduce", "tune", "train", "rerun", "list", "import-weights", "export-weights", "data", "bench", "docs"];
 const OTHER_WORDS: [&str; 5] = ["golden", "tidy", "paths", "ci", "help"];
 
 fn main() -> ExitCode {

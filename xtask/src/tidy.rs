@@ -10,14 +10,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retort-transport", &[]),
     ("retort-kernels", &[]),
     ("retort-nn", &["retort-kernels"]),
-    ("retort-models", &["retort-kernels", "retort-nn"]),
-    ("retort-datasets", &[]),
+    ("retort-hub", &[]),
+    ("retort-models", &["retort-hub", "retort-kernels", "retort-nn"]),
+    ("retort-datasets", &["retort-hub"]),
     ("retort-losses", &["retort-kernels", "retort-nn", "retort-transport"]),
     ("retort-metrics", &["retort-transport"]),
     ("retort-trainers", &["retort-nn", "retort-models", "retort-datasets", "retort-losses", "retort-metrics"]),
     (
         "retort-lab",
         &[
+            "retort-hub",
             "retort-kernels",
             "retort-nn",
             "retort-models",
@@ -36,6 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Every crate that a user may add on its own.
 const LIBRARIES: &[&str] = &[
     "retort-transport",
+    "retort-hub",
     "retort-kernels",
     "retort-nn",
     "retort-models",
@@ -46,7 +49,7 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// Crates that must not know a tensor library.
-const WITHOUT_TENSORS: [&str; 2] = ["retort-transport", "xtask"];
+const WITHOUT_TENSORS: [&str; 3] = ["retort-transport", "retort-hub", "xtask"];
 
 /// The only crate that may contain `unsafe`.
 const UNSAFE_CRATE: &str = "retort-kernels";

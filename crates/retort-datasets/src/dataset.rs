@@ -1,12 +1,15 @@
-//! Images and labels in memory, and class-balanced subsets of them.
+//! Images with labels, regression targets or neither, and subsets of them.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::store::{DEFAULT_MEMORY_LIMIT, PixelWriter, Pixels};
+use crate::verify::hex;
+use crate::{Error, Result, SubsetConfig};
 
 /// Official part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,6 +19,10 @@ pub enum Split {
     Train,
     /// Rows to report on.
     Test,
+    /// More rows of the same kind, easier or less certain (SVHN).
+    Extra,
+    /// Rows without labels (STL-10).
+    Unlabelled,
 }
 
 impl fmt::Display for Split {
@@ -23,6 +30,8 @@ impl fmt::Display for Split {
         f.write_str(match self {
             Split::Train => "train",
             Split::Test => "test",
+            Split::Extra => "extra",
+            Split::Unlabelled => "unlabelled",
         })
     }
 }
@@ -102,16 +111,48 @@ struct Meta {
     class_names: Vec<String>,
     normalization: Normalization,
     max_value: f32,
+    /// Unit of the regression targets.
+    unit: Option<String>,
+    /// Bytes of pixels above which a subset goes to a file.
+    memory_limit: u64,
 }
 
-/// Labelled images of one split: `u8` pixels as `[N, C, H, W]` and one class per row.
+/// Fifty times as many as the largest of the known sets has; a larger number is a slip that would only fill the memory.
+const MAX_CLASSES: usize = 1 << 20;
+
+impl Meta {
+    fn new(operation: &'static str, name: String, split: Split, shape: ImageShape, classes: usize) -> Result<Self> {
+        let positive = shape.bytes().filter(|&n| n > 0);
+        let image_bytes = positive.ok_or_else(|| Error::invalid(operation, "shape", "positive sizes", shape))?;
+        if classes > MAX_CLASSES {
+            return Err(Error::invalid(operation, "classes", format!("at most {MAX_CLASSES}"), classes));
+        }
+        Ok(Self {
+            name,
+            split,
+            shape,
+            image_bytes,
+            class_names: (0..classes).map(|k| k.to_string()).collect(),
+            normalization: Normalization::identity(shape.channels),
+            max_value: 255.0,
+            unit: None,
+            memory_limit: DEFAULT_MEMORY_LIMIT,
+        })
+    }
+}
+
+/// Images of one split: `u8` pixels as `[N, C, H, W]`, with a class per row, a regression target per row, both, or neither.
 ///
-/// Immutable; a clone shares the pixels and costs nothing.
+/// Immutable; a clone shares the pixels and costs nothing. Pixels lie in memory, or in a temporary file where they would
+/// take more than a limit (see [`DatasetBuilder::memory_limit`]); nothing else changes with that.
 #[derive(Clone)]
 pub struct Dataset {
     meta: Arc<Meta>,
-    pixels: Arc<[u8]>,
+    pixels: Pixels,
+    /// Empty without labels.
     labels: Arc<[u32]>,
+    /// Empty without regression targets.
+    values: Arc<[f32]>,
     // Lazy: hashing CIFAR takes a noticeable time and a test rarely asks.
     digest: Arc<OnceLock<String>>,
 }
@@ -123,6 +164,7 @@ impl fmt::Debug for Dataset {
             .field("split", &self.meta.split)
             .field("shape", &self.meta.shape)
             .field("classes", &self.classes())
+            .field("unit", &self.meta.unit)
             .field("len", &self.len())
             .finish()
     }
@@ -137,7 +179,7 @@ impl Dataset {
     /// # Errors
     ///
     /// No row, no class, a zero or overflowing shape, a pixel count other than `N * C * H * W`, a label
-    /// `>= classes` (with its row), more than `u32::MAX` rows or classes, statistics that are not one finite
+    /// `>= classes` (with its row), more than `u32::MAX` rows or 2^20 classes, statistics that are not one finite
     /// number per channel, a standard deviation that is not positive.
     pub fn from_parts(
         name: impl Into<String>,
@@ -149,12 +191,13 @@ impl Dataset {
         normalization: Normalization,
     ) -> Result<Self> {
         const OP: &str = "from_parts";
-        let image_bytes =
-            shape.bytes().filter(|&n| n > 0).ok_or_else(|| Error::invalid(OP, "shape", "positive sizes", shape))?;
-        for (what, count) in [("rows", labels.len()), ("classes", classes)] {
-            if count == 0 || u32::try_from(count).is_err() {
-                return Err(Error::invalid(OP, what, "1 to 4294967295", count));
-            }
+        let mut meta = Meta::new(OP, name.into(), split, shape, classes)?;
+        let image_bytes = meta.image_bytes;
+        if classes == 0 {
+            return Err(Error::invalid(OP, "classes", "at least 1", 0));
+        }
+        if labels.is_empty() || u32::try_from(labels.len()).is_err() {
+            return Err(Error::invalid(OP, "rows", "1 to 4294967295", labels.len()));
         }
         let expected = labels.len().checked_mul(image_bytes);
         if expected != Some(pixels.len()) {
@@ -169,20 +212,18 @@ impl Dataset {
             return Err(Error::invalid(OP, format!("label of row {row}"), format!("less than {classes}"), labels[row]));
         }
         normalization.check(shape.channels)?;
-        let meta = Meta {
-            name: name.into(),
-            split,
-            shape,
-            image_bytes,
-            class_names: (0..classes).map(|k| k.to_string()).collect(),
-            normalization,
-            max_value: 255.0,
-        };
-        Ok(Self::assemble(Arc::new(meta), pixels, labels))
+        meta.normalization = normalization;
+        Self::assemble(Arc::new(meta), Pixels::in_memory(image_bytes, pixels), labels, Vec::new())
     }
 
-    fn assemble(meta: Arc<Meta>, pixels: Vec<u8>, labels: Vec<u32>) -> Self {
-        Self { meta, pixels: pixels.into(), labels: labels.into(), digest: Arc::default() }
+    /// Hashes pixels in a file at once: reading them may fail, and later nobody asks.
+    fn assemble(meta: Arc<Meta>, pixels: Pixels, labels: Vec<u32>, values: Vec<f32>) -> Result<Self> {
+        let dataset = Self { meta, pixels, labels: labels.into(), values: values.into(), digest: Arc::default() };
+        if dataset.pixels().is_none() {
+            let digest = dataset.hash()?;
+            dataset.digest.get_or_init(|| digest);
+        }
+        Ok(dataset)
     }
 
     fn with_meta(mut self, change: impl FnOnce(&mut Meta)) -> Self {
@@ -202,13 +243,46 @@ impl Dataset {
         Ok(self.with_meta(|meta| meta.class_names = names))
     }
 
+    /// The same images without labels, for methods that must not see any.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read any more.
+    pub fn without_labels(self) -> Result<Self> {
+        let values = self.values.to_vec();
+        let mut meta = Meta::clone(&self.meta);
+        meta.class_names = Vec::new();
+        Self::assemble(Arc::new(meta), self.pixels, Vec::new(), values)
+    }
+
+    /// The same rows with these channel statistics.
+    ///
+    /// # Errors
+    ///
+    /// Statistics as refused by [`Dataset::from_parts`].
+    pub fn with_normalization(self, normalization: Normalization) -> Result<Self> {
+        normalization.check(self.shape().channels)?;
+        Ok(self.with_meta(|meta| meta.normalization = normalization))
+    }
+
+    /// The same rows with these labels, which the caller has checked.
+    pub(crate) fn with_labels(self, labels: Vec<u32>, class_names: Vec<String>) -> Result<Self> {
+        debug_assert!(labels.len() == self.len() && labels.iter().all(|&l| (l as usize) < class_names.len()));
+        let mut meta = Meta::clone(&self.meta);
+        meta.class_names = class_names;
+        Self::assemble(Arc::new(meta), self.pixels, labels, self.values.to_vec())
+    }
+
     /// The same rows, with the pixel value that counts as 1.0 (255 for photographs, 16 for the digits).
     ///
     /// # Errors
     ///
     /// Not finite, not positive, or smaller than a pixel of the data.
     pub fn with_max_value(self, max_value: f32) -> Result<Self> {
-        let largest = self.pixels.iter().copied().max().unwrap_or(0);
+        let mut largest = 0;
+        for row in 0..self.len() {
+            largest = largest.max(self.pixels.row(row)?.iter().copied().max().unwrap_or(0));
+        }
         if !max_value.is_finite() || max_value <= 0.0 || f32::from(largest) > max_value {
             return Err(Error::invalid(
                 "with_max_value",
@@ -230,7 +304,7 @@ impl Dataset {
         self.meta.split
     }
 
-    /// Number of classes, whether or not each one occurs.
+    /// Number of classes, whether or not each one occurs; 0 for images without labels.
     pub fn classes(&self) -> usize {
         self.meta.class_names.len()
     }
@@ -257,43 +331,70 @@ impl Dataset {
 
     /// Number of rows, at least 1.
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.pixels.rows()
     }
 
     /// Always false: a data set without rows cannot be made.
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.len() == 0
     }
 
-    /// Pixels of row `i` as `[C, H, W]`.
+    /// Pixels of row `i` as `[C, H, W]`; copied only where they lie in a file.
     ///
     /// # Errors
     ///
-    /// `i >= len()`.
-    pub fn image(&self, i: usize) -> Result<&[u8]> {
+    /// `i >= len()`, a file that cannot be read any more.
+    pub fn image(&self, i: usize) -> Result<Cow<'_, [u8]>> {
         self.check_row("image", i)?;
-        let n = self.meta.image_bytes;
-        Ok(&self.pixels[i * n..(i + 1) * n])
+        self.pixels.row(i)
     }
 
     /// Class of row `i`.
     ///
     /// # Errors
     ///
-    /// `i >= len()`.
+    /// `i >= len()`, images without labels.
     pub fn label(&self, i: usize) -> Result<u32> {
         self.check_row("label", i)?;
-        Ok(self.labels[i])
+        self.labels.get(i).copied().ok_or_else(|| self.no_labels("label"))
     }
 
-    /// Classes of all rows.
+    /// Classes of all rows; empty for images without labels.
     pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
-    /// Pixels of all rows as `[N, C, H, W]`.
-    pub fn pixels(&self) -> &[u8] {
+    /// Whether every row has a class.
+    pub fn is_labelled(&self) -> bool {
+        !self.labels.is_empty()
+    }
+
+    /// Regression targets of all rows; empty without them.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Unit of the regression targets, for example `degrees`; nothing without them.
+    pub fn unit(&self) -> Option<&str> {
+        self.meta.unit.as_deref()
+    }
+
+    /// Pixels of all rows as `[N, C, H, W]`, where they lie in memory.
+    pub fn pixels(&self) -> Option<&[u8]> {
+        self.pixels.in_memory_bytes()
+    }
+
+    pub(crate) fn store(&self) -> &Pixels {
         &self.pixels
+    }
+
+    pub(crate) fn check_labelled(&self, operation: &'static str) -> Result<()> {
+        if self.is_labelled() { Ok(()) } else { Err(self.no_labels(operation)) }
+    }
+
+    fn no_labels(&self, operation: &'static str) -> Error {
+        let what = format!("rows of `{}`", self.name());
+        Error::invalid(operation, what, "labelled ones", "images without labels")
     }
 
     fn check_row(&self, operation: &'static str, i: usize) -> Result<()> {
@@ -306,22 +407,53 @@ impl Dataset {
 
     /// SHA-256, in hex, of the rows in their order: what a record names as its data.
     ///
-    /// Hashed are `N, C, H, W` as little-endian `u64`, the pixels, and the labels as little-endian `u32`; names and
-    /// statistics are not. Computed at the first call and kept.
+    /// Hashed are `N, C, H, W` as little-endian `u64`, the pixels, the labels as little-endian `u32` and the regression
+    /// targets as little-endian `f32`; names and statistics are not. Computed once.
     pub fn digest(&self) -> &str {
-        self.digest.get_or_init(|| {
-            let shape = self.meta.shape;
-            let mut hash = Sha256::new();
-            for n in [self.len(), shape.channels, shape.height, shape.width] {
-                hash.update((n as u64).to_le_bytes());
+        self.digest
+            .get_or_init(|| self.hash().expect("pixels in memory can be read; those in a file were hashed before"))
+    }
+
+    fn hash(&self) -> Result<String> {
+        let shape = self.meta.shape;
+        let mut hash = Sha256::new();
+        for n in [self.len(), shape.channels, shape.height, shape.width] {
+            hash.update((n as u64).to_le_bytes());
+        }
+        self.pixels.hash(&mut hash)?;
+        self.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        self.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        Ok(hex(hash))
+    }
+
+    /// Mean and standard deviation of each channel over all pixels of all rows, on the scale of
+    /// [`max_value`](Self::max_value); a constant channel gets a standard deviation of 1.
+    ///
+    /// Counted exactly in integers, so neither order nor number of rows costs precision.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read any more.
+    pub fn statistics(&self) -> Result<Normalization> {
+        let ImageShape { channels, height, width } = self.meta.shape;
+        let mut histograms = vec![[0u64; 256]; channels];
+        for row in 0..self.len() {
+            let image = self.pixels.row(row)?;
+            for (histogram, plane) in histograms.iter_mut().zip(image.chunks_exact(height * width)) {
+                plane.iter().for_each(|&pixel| histogram[usize::from(pixel)] += 1);
             }
-            hash.update(&self.pixels);
-            for label in self.labels.iter() {
-                hash.update(label.to_le_bytes());
-            }
-            let bytes: [u8; 32] = hash.finalize().into();
-            bytes.iter().map(|b| format!("{b:02x}")).collect()
-        })
+        }
+        let count = (self.len() as f64) * (height * width) as f64;
+        let max = f64::from(self.meta.max_value);
+        let moment = |histogram: &[u64; 256], power: i32| -> f64 {
+            let terms = (0u32..).zip(histogram).map(|(pixel, &n)| n as f64 * (f64::from(pixel) / max).powi(power));
+            terms.sum::<f64>() / count
+        };
+        let mean: Vec<f64> = histograms.iter().map(|h| moment(h, 1)).collect();
+        let std = histograms.iter().zip(&mean).map(|(h, mean)| (moment(h, 2) - mean * mean).max(0.0).sqrt());
+        // Equal pixels leave rounding of the two moments behind.
+        let std = std.map(|std| if std > 1e-6 { std as f32 } else { 1.0 }).collect();
+        Ok(Normalization { mean: mean.iter().map(|&mean| mean as f32).collect(), std })
     }
 
     /// Rows per class.
@@ -342,40 +474,37 @@ impl Dataset {
         if rows.is_empty() {
             return Err(Error::invalid("select", "rows", "at least 1", 0));
         }
-        let mut pixels = Vec::with_capacity(rows.len() * self.meta.image_bytes);
-        let mut labels = Vec::with_capacity(rows.len());
+        let mut pixels = PixelWriter::new(self.meta.image_bytes, self.meta.memory_limit);
         for &row in rows {
             self.check_row("select", row as usize)?;
-            pixels.extend_from_slice(self.image(row as usize)?);
-            labels.push(self.labels[row as usize]);
+            pixels.push(&self.pixels.row(row as usize)?)?;
         }
-        Ok(Self::assemble(self.meta.clone(), pixels, labels))
+        let of = |row: &u32| *row as usize;
+        let labels = if self.is_labelled() { rows.iter().map(|r| self.labels[of(r)]).collect() } else { vec![] };
+        let values = if self.values.is_empty() { vec![] } else { rows.iter().map(|r| self.values[of(r)]).collect() };
+        Self::assemble(self.meta.clone(), pixels.finish()?, labels, values)
     }
 
     /// The first `n / classes` rows of every class, in stored order: the usual small training set.
     ///
     /// # Errors
     ///
-    /// `n` is 0 or not a multiple of the number of classes, or a class has too few rows.
+    /// `n` is 0 or not a multiple of the number of classes, a class has too few rows, images without labels.
     pub fn take_balanced(&self, n: usize) -> Result<Dataset> {
-        const OP: &str = "take_balanced";
+        self.balanced_counts("take_balanced", n)?;
+        self.subset(&SubsetConfig { count: Some(n), ..SubsetConfig::default() })
+    }
+
+    /// Rows of every class where `n` are wanted in all.
+    pub(crate) fn balanced_counts(&self, operation: &'static str, n: usize) -> Result<Vec<usize>> {
+        self.check_labelled(operation)?;
         let classes = self.classes();
         if n == 0 || !n.is_multiple_of(classes) {
             let expected = format!("a positive multiple of the {classes} classes");
-            return Err(Error::invalid(OP, "n", expected, n));
+            return Err(Error::invalid(operation, "n", expected, n));
         }
-        let each = n / classes;
-        self.check_counts(OP, each, 0)?;
-        let mut seen = vec![0; classes];
-        let mut rows = Vec::with_capacity(n);
-        for (row, &label) in (0u32..).zip(self.labels.iter()) {
-            let seen = &mut seen[label as usize];
-            if *seen < each {
-                *seen += 1;
-                rows.push(row);
-            }
-        }
-        self.select(&rows)
+        self.check_counts(operation, n / classes, 0)?;
+        Ok(vec![n / classes; classes])
     }
 
     /// Cuts off the last `per_class` rows of every class as a validation set: `(rest, validation)`.
@@ -391,6 +520,7 @@ impl Dataset {
         if per_class == 0 {
             return Err(Error::invalid(OP, "per_class", "at least 1", per_class));
         }
+        self.check_labelled(OP)?;
         self.check_counts(OP, per_class, 1)?;
         let mut left = self.class_counts();
         let (mut rest, mut validation) = (Vec::new(), Vec::new());
@@ -418,5 +548,138 @@ impl Dataset {
                 counts[class],
             )),
         }
+    }
+}
+
+/// Takes rows one by one, in memory or, above a limit, in a temporary file: for readers of data larger than memory.
+///
+/// ```
+/// use retort_datasets::{DatasetBuilder, ImageShape, Normalization, Split};
+///
+/// let shape = ImageShape { channels: 1, height: 2, width: 2 };
+/// let mut rows = DatasetBuilder::new("dots", Split::Train, shape, 2)?;
+/// rows.push(&[0, 255, 0, 0], Some(0), None)?;
+/// rows.push(&[0, 0, 255, 0], Some(1), None)?;
+/// let dots = rows.finish(Normalization::identity(1))?;
+/// assert_eq!((dots.len(), dots.labels()), (2, &[0, 1][..]));
+/// # Ok::<(), retort_datasets::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct DatasetBuilder {
+    meta: Meta,
+    pixels: PixelWriter,
+    labels: Vec<u32>,
+    values: Vec<f32>,
+}
+
+impl DatasetBuilder {
+    const OP: &str = "dataset builder";
+
+    /// A builder for images of this shape in so many classes; 0 for images without labels.
+    ///
+    /// # Errors
+    ///
+    /// A zero or overflowing shape, more than 2^20 classes.
+    pub fn new(name: impl Into<String>, split: Split, shape: ImageShape, classes: usize) -> Result<Self> {
+        let meta = Meta::new(Self::OP, name.into(), split, shape, classes)?;
+        let pixels = PixelWriter::new(meta.image_bytes, meta.memory_limit);
+        Ok(Self { meta, pixels, labels: Vec::new(), values: Vec::new() })
+    }
+
+    /// Every row has a regression target in this unit.
+    #[must_use]
+    pub fn with_values(mut self, unit: impl Into<String>) -> Self {
+        self.meta.unit = Some(unit.into());
+        self
+    }
+
+    /// Bytes of pixels above which the rows move to a temporary file; also of subsets made later.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.meta.memory_limit = bytes;
+        self.pixels.set_limit(bytes);
+        self
+    }
+
+    /// The same rows with these class names, where there is one for each class.
+    pub(crate) fn with_names(mut self, names: &[String]) -> Result<Self> {
+        if names.len() == self.meta.class_names.len() {
+            self.meta.class_names = names.to_vec();
+        }
+        Ok(self)
+    }
+
+    /// Number of rows so far.
+    pub fn len(&self) -> usize {
+        self.pixels.rows()
+    }
+
+    /// Whether there is no row yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends a row of pixels `[C, H, W]`.
+    ///
+    /// # Errors
+    ///
+    /// Pixels of another length, a label or a regression target that is missing or not wanted, a label outside the
+    /// classes, a target that is not finite, a temporary file that cannot be written.
+    pub fn push(&mut self, pixels: &[u8], label: Option<u32>, value: Option<f32>) -> Result<()> {
+        let row = self.len();
+        let wrong = |what: &str, expected: String, found: String| {
+            Err(Error::invalid(Self::OP, format!("{what} of row {row}"), expected, found))
+        };
+        let shown = |there: bool| if there { "one" } else { "none" }.to_owned();
+        if pixels.len() != self.meta.image_bytes {
+            return wrong("pixels", self.meta.image_bytes.to_string(), pixels.len().to_string());
+        }
+        if u32::try_from(row + 1).is_err() {
+            return wrong("number", "at most 4294967295 rows".into(), "more".into());
+        }
+        let (classes, valued) = (self.meta.class_names.len(), self.meta.unit.is_some());
+        match label {
+            Some(label) if classes > 0 && label as usize >= classes => {
+                return wrong("label", format!("less than {classes}"), label.to_string());
+            }
+            _ if label.is_some() != (classes > 0) => return wrong("label", shown(classes > 0), shown(label.is_some())),
+            _ => {}
+        }
+        match value {
+            Some(value) if !value.is_finite() => return wrong("target", "a finite number".into(), value.to_string()),
+            _ if value.is_some() != valued => return wrong("target", shown(valued), shown(value.is_some())),
+            _ => {}
+        }
+        self.pixels.push(pixels)?;
+        self.labels.extend(label);
+        self.values.extend(value);
+        Ok(())
+    }
+
+    /// The data set with these channel statistics.
+    ///
+    /// # Errors
+    ///
+    /// No row, statistics as refused by [`Dataset::from_parts`].
+    pub fn finish(mut self, normalization: Normalization) -> Result<Dataset> {
+        if self.is_empty() {
+            return Err(Error::invalid(Self::OP, "rows", "at least 1", 0));
+        }
+        normalization.check(self.meta.shape.channels)?;
+        self.meta.normalization = normalization;
+        Dataset::assemble(Arc::new(self.meta), self.pixels.finish()?, self.labels, self.values)
+    }
+
+    /// The data set with the statistics of its own pixels, counted as `pixel / 255`; a constant channel gets a standard
+    /// deviation of 1.
+    ///
+    /// # Errors
+    ///
+    /// As [`finish`](Self::finish).
+    pub fn finish_with_statistics(self) -> Result<Dataset> {
+        let channels = self.meta.shape.channels;
+        let dataset = self.finish(Normalization::identity(channels))?;
+        let normalization = dataset.statistics()?;
+        Ok(dataset.with_meta(|meta| meta.normalization = normalization))
     }
 }

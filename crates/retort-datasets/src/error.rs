@@ -18,7 +18,8 @@ pub enum Error {
     },
     /// A data set that is read from a folder was asked for without one.
     #[error(
-        "data set `{dataset}` is not embedded: expected the folder that holds {expected}, found none; source: {source_url}"
+        "data set `{dataset}` is not embedded: expected the folder that holds {expected}, found none; source: {source_url}{}",
+        hub.map(in_the_cache).unwrap_or_default()
     )]
     FolderRequired {
         /// Registered name.
@@ -27,6 +28,20 @@ pub enum Error {
         expected: String,
         /// Where the files come from.
         source_url: &'static str,
+        /// Its repository on the Hugging Face hub.
+        hub: Option<&'static str>,
+    },
+    /// The cache of the Hugging Face hub does not have it, or cannot be used.
+    #[cfg(feature = "parquet")]
+    #[error(transparent)]
+    Hub(Box<retort_hub::Error>),
+    /// A reader that this build does not have.
+    #[error("`{what}`: this program was built without the feature `{feature}` of retort-datasets, which reads it")]
+    Without {
+        /// What was asked for.
+        what: String,
+        /// The feature.
+        feature: &'static str,
     },
     /// An embedded data set was asked for together with a folder that it would never look at.
     #[error("data set `{dataset}` is embedded and reads no folder: expected none, found `{}`", folder.display())]
@@ -43,12 +58,24 @@ pub enum Error {
         dataset: &'static str,
         /// Split asked for.
         split: crate::Split,
+        /// How many other files of the split are there: none where the folder is simply another one.
+        others: usize,
         /// File name, with its alternatives.
         file: String,
         /// The folders looked into, in order.
         searched: String,
         /// The expected size, and what the reader of the message can do.
         advice: String,
+    },
+    /// A data set was not found in any of the places that it can come from.
+    #[error("data set `{dataset}`, {split} split, is in none of the places it can come from: {}", numbered(reasons))]
+    Absent {
+        /// Registered name.
+        dataset: &'static str,
+        /// Split asked for.
+        split: crate::Split,
+        /// What was missing in each place.
+        reasons: Vec<Error>,
     },
     /// The operating system could not open or read a file.
     #[error("cannot read `{file}`: {reason}")]
@@ -101,10 +128,42 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+/// `(1) ..; (2) ..`
+fn numbered(reasons: &[Error]) -> String {
+    let one = |(number, reason): (usize, &Error)| format!("({number}) {reason}");
+    (1..).zip(reasons).map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// How the hub's cache comes to have a repository.
+pub(crate) fn in_the_cache(repository: &str) -> String {
+    format!(
+        "; or fetch `{repository}` into the cache of the Hugging Face hub (`hf download --repo-type dataset --revision \
+         refs/convert/parquet {repository}`; HF_HOME names the cache)"
+    )
+}
+
 /// `std::result::Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
+#[cfg(feature = "parquet")]
+impl From<retort_hub::Error> for Error {
+    fn from(error: retort_hub::Error) -> Self {
+        Self::Hub(Box::new(error))
+    }
+}
+
 impl Error {
+    /// Whether it says that something is not there, and not that what is there is wrong.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::FolderRequired { .. } | Self::Without { .. } | Self::Absent { .. } => true,
+            Self::MissingFile { others, .. } => *others == 0,
+            #[cfg(feature = "parquet")]
+            Self::Hub(error) => matches!(**error, retort_hub::Error::Missing { .. } | retort_hub::Error::NoCache),
+            _ => false,
+        }
+    }
+
     pub(crate) fn invalid(
         operation: &'static str,
         what: impl Into<String>,

@@ -22,3 +22,29 @@ pub(crate) const CIFAR100: &[&str] = &[
     "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
     "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 ];
+
+/// Superclasses, in the order of the authors.
+#[rustfmt::skip]
+pub(crate) const CIFAR100_COARSE: &[&str] = &[
+    "aquatic_mammals", "fish", "flowers", "food_containers", "fruit_and_vegetables", "household_electrical_devices",
+    "household_furniture", "insects", "large_carnivores", "large_man-made_outdoor_things",
+    "large_natural_outdoor_scenes", "large_omnivores_and_herbivores", "medium_mammals", "non-insect_invertebrates",
+    "people", "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
+];
+
+/// The characters of Kuzushiji-MNIST, in transcription.
+#[rustfmt::skip]
+pub(crate) const KMNIST: &[&str] = &[
+    "o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo",
+];
+
+#[rustfmt::skip]
+pub(crate) const LETTERS: &[&str] = &[
+    "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w",
+    "x", "y", "z",
+];
+
+#[rustfmt::skip]
+pub(crate) const STL10: &[&str] = &[
+    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+];

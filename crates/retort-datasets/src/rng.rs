@@ -16,12 +16,16 @@ pub(crate) fn stream(domain: &str, numbers: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hash.finalize().into())
 }
 
-/// The generator of one sample in one epoch: all of its augmentation is drawn from it.
+/// The generator of one view of one sample in one epoch: all of its augmentation is drawn from it.
 ///
-/// A function of its three arguments alone, so an image is augmented alike for any batch size, order and number of
-/// threads. `index` is the row in the [`Dataset`](crate::Dataset) that the loader reads.
-pub fn sample_rng(seed: u64, epoch: u64, index: u64) -> ChaCha8Rng {
-    stream("retort-datasets/sample/1", &[seed, epoch, index])
+/// A function of its arguments alone, so an image is augmented alike for any batch size, order and number of threads.
+/// `index` is the row in the [`Dataset`](crate::Dataset) that the loader reads; the first view is 0.
+pub fn sample_rng(seed: u64, epoch: u64, index: u64, view: u64) -> ChaCha8Rng {
+    match view {
+        // The only view for most methods; older records were made before there were others.
+        0 => stream("retort-datasets/sample/1", &[seed, epoch, index]),
+        view => stream("retort-datasets/sample/1", &[seed, epoch, index, view]),
+    }
 }
 
 /// Rows `0..n` in the order of one epoch.

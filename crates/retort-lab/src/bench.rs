@@ -3,6 +3,7 @@
 mod batch;
 mod clock;
 mod kd_step;
+mod loader;
 mod loss;
 mod report;
 mod train_step;
@@ -33,9 +34,11 @@ enum Word {
     KdStep(kd_step::KdStepArgs),
     /// Value and gradient of one loss on outputs of the shapes of resnet8x4 and resnet32x4.
     Loss(loss::LossArgs),
+    /// Making batches of augmented images, alone or between steps of a training.
+    Loader(loader::LoaderArgs),
 }
 
-/// What all three words know.
+/// What all words know.
 #[derive(Debug, Args)]
 struct Options {
     /// Images in a batch.
@@ -96,6 +99,7 @@ impl Word {
             Self::TrainStep(args) => &args.options,
             Self::KdStep(args) => &args.options,
             Self::Loss(args) => &args.options,
+            Self::Loader(args) => &args.options,
         }
     }
 
@@ -104,6 +108,7 @@ impl Word {
             Self::TrainStep(args) => args.run(run),
             Self::KdStep(args) => args.run(run),
             Self::Loss(args) => args.run(run),
+            Self::Loader(args) => args.run(run),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The command line of `retort`.
 
 use crate::bench::BenchArgs;
+use crate::data::{DataArgs, DataCommand};
 use crate::docs::DocsArgs;
+use crate::export::ExportArgs;
 use crate::features::Features;
 use crate::figures::Embedding;
 use crate::import::ImportArgs;
@@ -54,6 +56,11 @@ enum Command {
     },
     /// Turn weights of another code base into a folder that `load_pretrained` reads.
     ImportWeights(ImportArgs),
+    /// Turn the weights of a finished run into such a folder.
+    ExportWeights(ExportArgs),
+    /// Data sets: list them, verify the files, look at the images.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Bring the pages of the methods up to date, or check that they are.
     Docs(DocsArgs),
 }
@@ -63,12 +70,8 @@ struct Common {
     /// Folder for records, weights, checkpoints and tables.
     #[arg(long, env = "RETORT_RUNS", default_value = "runs", hide_env_values = true)]
     out: PathBuf,
-    /// Folder of data sets that are not embedded (or a folder with a folder of the set's name).
-    #[arg(long, env = "RETORT_DATA", hide_env_values = true)]
-    data: Option<PathBuf>,
-    /// Never use the network. Nothing does yet: data are embedded or read from --data.
-    #[arg(long)]
-    offline: bool,
+    #[command(flatten)]
+    data: DataArgs,
     /// Runs side by side; the cores are divided among them [default: the number of cores].
     #[arg(long)]
     jobs: Option<usize>,
@@ -160,6 +163,8 @@ impl Cli {
             Command::Bench(args) => print(out, &args.execute(stop)?),
             Command::List { what, json, experiments, models } => print(out, &text(*what, experiments, models, *json)?),
             Command::ImportWeights(args) => print(out, &args.execute()?),
+            Command::ExportWeights(args) => print(out, &args.execute()?),
+            Command::Data(command) => print(out, &command.execute()?),
             Command::Docs(args) => print(out, &args.execute()?),
         }
     }
@@ -230,7 +235,7 @@ fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
 fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
     let old = Record::load(&args.record)?;
     let data = &old.spec.data;
-    let splits = Splits::of(data, args.common.data.as_deref())?;
+    let splits = Splits::of(data, &args.common.data.sources()?)?;
     if &splits.spec() != data {
         return Err(Error::Request(format!(
             "{}: the data differ: the record has {data:?}, here is {:?}",
@@ -274,8 +279,9 @@ fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &
 
 fn splits(profile: &Profile, common: &Common) -> Result<Splits> {
     let data = &profile.data;
-    let count = |n: &Option<toml::Spanned<usize>>| n.as_ref().map(|n| *n.as_ref());
-    Splits::load(data.name.as_ref(), count(&data.train), count(&data.test), common.data.as_deref())
+    let custom = data.custom.as_ref().map(toml::Spanned::as_ref);
+    let test = data.test.as_ref().map(|n| *n.as_ref());
+    Splits::load(data.name.as_ref(), custom, &data.subset(), test, &common.data.sources()?)
 }
 
 fn records(folder: &Path, plan: &Plan) -> Result<Records> {

@@ -1,10 +1,10 @@
-//! `docs`: one page a method. The upper part of a page comes from the registry, the manifests and the published tables,
+//! `docs`: one page a method, one a data set. The upper part of a page comes from the registry, the manifests and the published tables,
 //! the lower part is written by hand and kept.
 
 use crate::manifest::{Loaded, MethodConfig as Row, tables};
 use crate::methods::{COLUMNS, MethodRow, rows};
 use crate::published::{Published, Row as PublishedRow};
-use crate::{Error, Result};
+use crate::{Error, Result, data_pages};
 use clap::Args;
 use retort_losses::{LossConfig, MethodInfo};
 use retort_nn::OptimizerConfig;
@@ -32,9 +32,12 @@ pub(crate) struct DocsArgs {
     /// Write nothing; fail if a page is missing, stale, unfinished, or of no method.
     #[arg(long)]
     check: bool,
-    /// Folder of the pages.
+    /// Folder of the pages of the methods.
     #[arg(long, env = "RETORT_METHOD_PAGES", default_value = "docs/methods", hide_env_values = true)]
     pages: PathBuf,
+    /// Folder of the pages of the data sets.
+    #[arg(long, env = "RETORT_DATASET_PAGES", default_value = "docs/datasets", hide_env_values = true)]
+    dataset_pages: PathBuf,
     /// Folder of manifests.
     #[arg(long, env = "RETORT_EXPERIMENTS", default_value = "experiments", hide_env_values = true)]
     experiments: PathBuf,
@@ -72,12 +75,21 @@ impl DocsArgs {
                 );
             }
         }
+        for (name, new) in data_pages::pages() {
+            let path = self.dataset_pages.join(&name);
+            if fs::read_to_string(&path).ok().as_ref() != Some(&new) {
+                match self.check {
+                    true => problems.push(format!("{}: missing or stale", path.display())),
+                    false => written.push((path, new)),
+                }
+            }
+        }
         self.report(&written, &problems)
     }
 
     fn report(&self, written: &[(PathBuf, String)], problems: &[String]) -> Result<String> {
-        if !written.is_empty() {
-            fs::create_dir_all(&self.pages).map_err(|e| Error::file(&self.pages, format!("cannot create: {e}")))?;
+        for folder in [&self.pages, &self.dataset_pages].into_iter().filter(|_| !written.is_empty()) {
+            fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot create: {e}")))?;
         }
         for (path, text) in written {
             fs::write(path, text).map_err(|e| Error::file(path, format!("cannot write: {e}")))?;
@@ -87,7 +99,7 @@ impl DocsArgs {
             return Err(Error::Failed(format!("{}{hint}", problems.join("\n"))));
         }
         let lines = written.iter().map(|(path, _)| format!("wrote {}\n", path.display()));
-        Ok(lines.collect::<String>() + "every method has its page\n")
+        Ok(lines.collect::<String>() + "every method and every data set has its page\n")
     }
 }
 

@@ -3,8 +3,11 @@
 
 mod bench;
 pub mod cli;
+mod data;
+mod data_pages;
 mod docs;
 mod error;
+mod export;
 mod features;
 mod figures;
 mod fit;

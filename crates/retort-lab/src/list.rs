@@ -1,9 +1,10 @@
 //! `list`: what exists, from the registries themselves.
 
-use crate::import::trained;
+use crate::import::Trained;
 use crate::manifest::{Loaded, tables};
 use crate::{Error, Result, methods};
 use clap::ValueEnum;
+use retort_datasets::Split;
 use retort_models::ModelConfig;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -29,13 +30,19 @@ pub(crate) fn text(what: What, experiments: &Path, models: &Path, json: bool) ->
 fn entries(what: What, experiments: &Path, models: &Path) -> Result<Vec<Value>> {
     match what {
         What::Methods => Ok(methods::rows().iter().map(|row| json!(row)).collect()),
-        What::Models => retort_models::registry().iter().map(|info| model(info, models)).collect(),
+        What::Models => {
+            let trained = Trained::find(models);
+            let listed = retort_models::registry().iter().map(|info| model(info, trained.of(info.name)));
+            // Which architecture a broken folder would be is unknown, so they stand together at the end.
+            let broken = || Ok(json!({ "name": "broken", "folders": trained.broken }));
+            listed.chain((!trained.broken.is_empty()).then(broken)).collect()
+        }
         What::Datasets => Ok(retort_datasets::registry().iter().map(dataset).collect()),
         What::Tables => tables(experiments)?.iter().map(|name| table(experiments, name)).collect(),
     }
 }
 
-fn model(info: &retort_models::ModelInfo, models: &Path) -> Result<Value> {
+fn model(info: &retort_models::ModelInfo, trained: &[String]) -> Result<Value> {
     let config = ModelConfig::CIFAR100;
     let parameters = info.parameter_count(&config).map_err(Error::request)?;
     let spec = info.spec(&config).map_err(Error::request)?;
@@ -44,15 +51,16 @@ fn model(info: &retort_models::ModelInfo, models: &Path) -> Result<Value> {
     Ok(json!({
         "name": info.name, "parameters": parameters, "multiply_adds": spec.multiply_adds, "maps": maps.join(" "),
         "embedding": spec.embedding, "counted_at": "100 classes, 3x32x32", "source": info.source,
-        "weights": trained(models, info.name),
+        "weights": trained,
     }))
 }
 
 fn dataset(info: &retort_datasets::DatasetInfo) -> Value {
     let shape = format!("{}x{}x{}", info.shape.channels, info.shape.height, info.shape.width);
+    let origins: Vec<String> = info.origins.iter().map(crate::data::origin).collect();
     json!({
-        "name": info.name, "title": info.title, "classes": info.classes, "shape": shape, "train": info.train, "test": info.test,
-        "embedded": info.embedded, "licence": info.licence, "source": info.source,
+        "name": info.name, "title": info.title, "classes": info.classes, "shape": shape, "train": info.rows(Split::Train), "test": info.rows(Split::Test),
+        "embedded": info.embedded(), "origins": origins, "licence": info.licence, "source": info.source,
     })
 }
 

@@ -4,7 +4,9 @@ use crate::plan::MAX_SEEDS;
 use crate::published::Published;
 use crate::source::{Source, suggestion};
 use crate::{Error, Result};
-use retort_datasets::{Sampling, TransformConfig};
+use retort_datasets::{
+    CustomConfig, Dataset, ImageShape, LabelNoise, Sampling, Split, SubsetConfig, TransformConfig, ViewConfig,
+};
 use retort_losses::LossConfig;
 use retort_nn::{OptimizerConfig, ScheduleConfig};
 use serde::Deserialize;
@@ -141,9 +143,47 @@ pub struct DataConfig {
     pub train: Option<Spanned<usize>>,
     /// Class-balanced number of test images; all where absent.
     pub test: Option<Spanned<usize>>,
+    /// Only images of these classes, numbered anew in this order, in training and test; all where absent.
+    pub classes: Option<Spanned<Vec<u32>>>,
+    /// Share of the training images of every class, in place of `train`.
+    pub fraction: Option<Spanned<f64>>,
+    /// Seed that training images are drawn with; without one they are the first of every class.
+    pub seed: Option<Spanned<u64>>,
+    /// Wrong labels of training images.
+    pub noise: Option<Spanned<LabelNoise>>,
+    /// How a data set is read that the registry does not have.
+    pub custom: Option<Spanned<CustomConfig>>,
     /// Class-balanced number of training images to hold out where settings are chosen, see
     /// [`Splits::validation`](crate::plan::Splits::validation); the table itself trains on all.
     pub validation: Option<Spanned<usize>>,
+}
+
+impl DataConfig {
+    /// Which training images.
+    #[must_use]
+    pub fn subset(&self) -> SubsetConfig {
+        SubsetConfig {
+            classes: self.classes.as_ref().map(|classes| classes.as_ref().clone()),
+            fraction: self.fraction.as_ref().map(|fraction| *fraction.as_ref()),
+            count: self.train.as_ref().map(|count| *count.as_ref()),
+            seed: self.seed.as_ref().map(|seed| *seed.as_ref()),
+            noise: self.noise.as_ref().map(|noise| *noise.as_ref()),
+        }
+    }
+
+    /// Where the subset stands that a check refuses: the field that the message names.
+    fn subset_span(&self, message: &str) -> std::ops::Range<usize> {
+        let named = |field: &str| message.contains(&format!("`{field}`"));
+        let spans = [
+            ("classes", self.classes.as_ref().map(Spanned::span)),
+            ("fraction", self.fraction.as_ref().map(Spanned::span)),
+            ("seed", self.seed.as_ref().map(Spanned::span)),
+            ("noise", self.noise.as_ref().map(Spanned::span)),
+            ("rate", self.noise.as_ref().map(Spanned::span)),
+        ];
+        let span = spans.into_iter().find_map(|(field, span)| span.filter(|_| named(field)));
+        span.unwrap_or_else(|| self.name.span())
+    }
 }
 
 /// Teacher and student.
@@ -358,29 +398,77 @@ impl Loaded {
     }
 
     /// The data set's name, the numbers of images, the batches, and the augmentation for images of its size.
+    ///
+    /// Of a set that the registry does not have nothing is known before it is read; then the plan finds what is wrong.
     fn check_data(&self, profile: &Profile) -> Result<()> {
         let data = &profile.data;
-        let info = retort_datasets::info(data.name.as_ref()).map_err(|e| self.source.error(data.name.span(), e))?;
-        let train = data.train.as_ref().map_or(info.train, |n| *n.as_ref());
+        let name = data.name.as_ref();
+        if CustomConfig::is_custom(name) {
+            return Ok(());
+        }
+        let info = retort_datasets::info(name).map_err(|e| self.source.error(data.name.span(), e))?;
+        if let Some(custom) = &data.custom {
+            let message =
+                format!("`custom` is for `owner/name` and `image-folder`; the registry knows how to read `{name}`");
+            return Err(self.source.error(custom.span(), message));
+        }
+        let subset = data.subset();
+        subset.check(info.classes).map_err(|e| self.source.error(data.subset_span(&e.to_string()), e))?;
+        self.check_counts(data, info)?;
+        let classes = subset.classes.as_ref().map_or(info.classes, Vec::len);
+        let there = info.rows(Split::Train).unwrap_or(0);
+        // Without `train` the numbers of the single classes are known when the data are read; here at most all.
+        let each = data.train.as_ref().map_or(there, |n| *n.as_ref() / classes);
+        self.check_batches(profile, profile.batches.as_ref(), &vec![each; classes])?;
+        self.check_augmentation(profile, info.shape)
+    }
+
+    /// The numbers of images of a registered data set.
+    fn check_counts(&self, data: &DataConfig, info: &retort_datasets::DatasetInfo) -> Result<()> {
+        let classes = data.classes.as_ref().map_or(info.classes, |classes| classes.as_ref().len());
+        let rows = |split| info.rows(split).unwrap_or(0);
+        let train = data.train.as_ref().map_or(rows(Split::Train), |n| *n.as_ref());
         let counts = [
-            ("train", &data.train, info.train),
-            ("test", &data.test, info.test),
+            ("train", &data.train, rows(Split::Train)),
+            ("test", &data.test, rows(Split::Test)),
             ("validation", &data.validation, train.saturating_sub(1)),
         ];
         for (name, wanted, there) in counts {
             let Some(wanted) = wanted else { continue };
             let n = *wanted.as_ref();
-            if n == 0 || n > there || !n.is_multiple_of(info.classes) {
+            if n == 0 || n > there || !n.is_multiple_of(classes) {
                 let message =
-                    format!("`{name}` must be a multiple of the {} classes in 1 ..= {there}, found {n}", info.classes);
+                    format!("`{name}` must be a multiple of the {classes} classes in 1 ..= {there}, found {n}");
                 return Err(self.source.error(wanted.span(), message));
             }
         }
-        // Without `train` the numbers of the single classes are known when the data are read; here at most all.
-        let each = if data.train.is_some() { train / info.classes } else { train };
-        self.check_batches(profile, profile.batches.as_ref(), &vec![each; info.classes])?;
-        let check = |t: &Spanned<TransformConfig>| t.as_ref().check(info.shape).map_err(|e| self.point(t.span(), &e));
-        profile.augmentation.iter().try_for_each(check)
+        Ok(())
+    }
+
+    /// The transforms one by one for images of this shape, as far as that goes before the images are read.
+    fn check_augmentation(&self, profile: &Profile, stored: ImageShape) -> Result<()> {
+        let mut shape = stored;
+        for transform in &profile.augmentation {
+            shape = transform.as_ref().check(shape).map_err(|e| self.point(transform.span(), &e))?;
+        }
+        Ok(())
+    }
+
+    /// The transforms together, for the images themselves; training images must end as test images are.
+    pub(crate) fn check_view(&self, profile: &Profile, images: &Dataset) -> Result<()> {
+        let mut view = ViewConfig::default();
+        let mut seen = images.shape();
+        for transform in &profile.augmentation {
+            view.transforms.push(transform.as_ref().clone());
+            seen = view.check(images).map_err(|e| self.source.error(transform.span(), e))?;
+        }
+        match profile.augmentation.last() {
+            Some(last) if seen != images.shape() => {
+                let message = format!("training images end as {seen}, but test images are {}", images.shape());
+                Err(self.source.error(last.span(), message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses batches that a profile cannot form from so many training images of every class.

@@ -5,14 +5,13 @@ use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
 use crate::source::suggestion;
 use crate::tune::Weights;
 use crate::{Error, Result};
-use retort_datasets::{Dataset, Sampling, Split, TransformConfig};
+use retort_datasets::{CustomConfig, Dataset, Sampling, Sources, Split, SubsetConfig, TransformConfig};
 use retort_losses::LossConfig;
 use retort_models::ModelConfig;
 use retort_nn::{OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Raised when kernels, losses or the loop start to give other numbers for the same specification,
@@ -59,7 +58,7 @@ pub struct RunSpec {
 }
 
 /// The rows of a data set that a run uses.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
     /// Name in the registry.
@@ -75,6 +74,12 @@ pub struct DataSpec {
     /// Whether the test images are training images that were held out, see [`Splits::validation`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held_out: bool,
+    /// How a data set is read that the registry does not have; left out for registered sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom: Option<CustomConfig>,
+    /// How the training rows were chosen; left out where they are the first ones of every class, with their own labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<SubsetConfig>,
 }
 
 impl RunSpec {
@@ -98,30 +103,52 @@ pub struct Splits {
     pub test: Dataset,
     /// Whether the test rows were cut off the training split.
     held_out: bool,
+    custom: Option<CustomConfig>,
+    /// How the training rows were chosen.
+    subset: SubsetConfig,
 }
 
 impl Splits {
-    /// Loads a data set; `folder` is searched for a folder of its name first.
+    /// Loads a data set: the training rows that `train` describes, and as many test rows of every class as make `test`, all
+    /// where absent. Only the classes of `train` are tested. `custom` says how a set is read
+    /// that the registry does not have.
     ///
     /// # Errors
     ///
-    /// A missing or broken file, or fewer rows than asked for.
-    pub fn load(name: &str, train: Option<usize>, test: Option<usize>, folder: Option<&Path>) -> Result<Self> {
-        let embedded = retort_datasets::info(name).map_err(Error::request)?.embedded;
-        if let Some(missing) = folder.filter(|folder| !folder.is_dir()) {
-            return Err(Error::file(missing, "`--data` must be a folder"));
-        }
-        let folder: Option<PathBuf> = folder.filter(|_| !embedded).map(|folder| {
-            let named = folder.join(name);
-            if named.is_dir() { named } else { folder.to_path_buf() }
-        });
-        let part = |split, count: Option<usize>| -> Result<Dataset> {
-            let whole = retort_datasets::load(name, split, folder.as_deref()).map_err(Error::request)?;
-            // All rows are all rows, also of a set with classes of unequal size: a record names them by their number.
-            let count = count.filter(|&n| n != whole.len());
-            count.map_or(Ok(whole.clone()), |n| whole.take_balanced(n).map_err(Error::request))
+    /// A missing or broken file, fewer rows than asked for, a set without labels or without a test split.
+    pub fn load(
+        name: &str,
+        custom: Option<&CustomConfig>,
+        train: &SubsetConfig,
+        test: Option<usize>,
+        sources: &Sources,
+    ) -> Result<Self> {
+        let read = |split| match custom {
+            Some(custom) => sources.load_custom(name, custom, split),
+            None => sources.load(name, split),
         };
-        Ok(Self { train: part(Split::Train, train)?, test: part(Split::Test, test)?, held_out: false })
+        let part = |split, config: &SubsetConfig| -> Result<Dataset> {
+            let whole = read(split).map_err(Error::request)?;
+            // All rows are all rows, also of a set with classes of unequal size: a record names them by their number.
+            let of_classes = SubsetConfig { classes: config.classes.clone(), ..SubsetConfig::default() };
+            let whole = whole.subset(&of_classes).map_err(Error::request)?;
+            let all = config.seed.is_none() && config.count == Some(whole.len());
+            let count = config.count.filter(|_| !all);
+            whole.subset(&SubsetConfig { classes: None, count, ..config.clone() }).map_err(Error::request)
+        };
+        let of_test = SubsetConfig { classes: train.classes.clone(), count: test, ..SubsetConfig::default() };
+        let (custom, subset) = (custom.cloned(), train.clone());
+        let (train, test) = (part(Split::Train, train)?, part(Split::Test, &of_test)?);
+        if !train.is_labelled() || train.class_names() != test.class_names() || train.shape() != test.shape() {
+            let about = |part: &Dataset| format!("{} classes, images {}", part.classes(), part.shape());
+            let message = format!(
+                "`{name}`: training ({}) and test ({}) must have the same classes and images",
+                about(&train),
+                about(&test)
+            );
+            return Err(Error::Request(message));
+        }
+        Ok(Self { train, test, held_out: false, custom, subset })
     }
 
     /// Loads the rows that `data` speaks of, for example those of a record; their digests are for the caller to compare.
@@ -129,12 +156,13 @@ impl Splits {
     /// # Errors
     ///
     /// As [`Splits::load`] and [`Splits::validation`].
-    pub fn of(data: &DataSpec, folder: Option<&Path>) -> Result<Self> {
-        if !data.held_out {
-            return Self::load(&data.name, Some(data.train), Some(data.test), folder);
-        }
-        let train = data.train.saturating_add(data.test);
-        Self::load(&data.name, Some(train), None, folder)?.validation(data.test)
+    pub fn of(data: &DataSpec, sources: &Sources) -> Result<Self> {
+        let held_out = if data.held_out { data.test } else { 0 };
+        let count = Some(data.train.saturating_add(held_out));
+        let subset = data.subset.clone().unwrap_or(SubsetConfig { count, ..SubsetConfig::default() });
+        let test = (!data.held_out).then_some(data.test);
+        let splits = Self::load(&data.name, data.custom.as_ref(), &subset, test, sources)?;
+        if data.held_out { splits.validation(data.test) } else { Ok(splits) }
     }
 
     /// Holds out `n` training rows for choosing settings by: the last `n / classes` of every class in stored order, the
@@ -154,7 +182,7 @@ impl Splits {
             return Err(Error::Request(message));
         }
         let (train, test) = self.train.split_validation(n / classes).map_err(Error::request)?;
-        Ok(Self { train, test, held_out: true })
+        Ok(Self { train, test, held_out: true, ..self.clone() })
     }
 
     /// What a network for these images is built with.
@@ -174,7 +202,16 @@ impl Splits {
             train_digest: self.train.digest().to_string(),
             test_digest: self.test.digest().to_string(),
             held_out: self.held_out,
+            custom: self.custom.clone(),
+            subset: self.named_subset(),
         }
+    }
+
+    /// The choice of the training rows, where their number alone does not say it.
+    fn named_subset(&self) -> Option<SubsetConfig> {
+        let SubsetConfig { classes, fraction, count: _, seed, noise } = &self.subset;
+        let named = classes.is_some() || fraction.is_some() || seed.is_some() || noise.is_some();
+        named.then(|| self.subset.clone())
     }
 }
 
@@ -249,6 +286,7 @@ impl Plan {
         let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
         let class_counts = splits.train.class_counts();
         loaded.check_batches(profile, profile.batches.as_ref(), &class_counts)?;
+        loaded.check_view(profile, &splits.train)?;
         let mut fit = Fit::new(splits.model(), splits.train.labels());
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let rows = rows(loaded, pair, selection);

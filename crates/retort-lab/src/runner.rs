@@ -7,6 +7,7 @@ use crate::table::Records;
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::ThreadPoolBuilder;
+use retort_datasets::ViewConfig;
 use retort_models::ModelConfig;
 use retort_nn::{Checkpoint, Decay, Network, ScheduleConfig, Seed};
 use retort_trainers::engine::{BatchPlan, CheckpointPolicy, Identity, Observer, Phase, Trainer};
@@ -290,7 +291,7 @@ impl Runner<'_> {
             plan: BatchPlan {
                 batch_size: spec.batch_size,
                 sampling: spec.batches,
-                transforms: spec.augmentation.clone(),
+                views: vec![ViewConfig::new(spec.augmentation.clone())],
             },
             transform: Box::new(Identity),
             optimizer: spec.optimizer.clone(),

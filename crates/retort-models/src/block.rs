@@ -1,6 +1,6 @@
 //! What networks are made of: blocks of layers, and what is known of them before the first batch.
 
-use crate::common::{MOST_PIXELS, check_range};
+use crate::common::{MOST_PARAMETERS, MOST_PIXELS, check_range, config_error};
 use crate::{Error, Result};
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec};
 use retort_nn::{BatchNorm, Conv2d, ConvBatchNorm, Linear, MapShape, Mode, StageNorm};
@@ -71,18 +71,25 @@ pub(crate) struct Trace {
     model: String,
     pub(crate) shape: MapShape,
     pub(crate) multiply_adds: usize,
+    /// Weights of the convolutions so far, whose memory is already taken.
+    weights: usize,
 }
 
 impl Trace {
     /// Nothing counted yet; `model` appears in errors.
     pub(crate) fn new(model: &str, shape: MapShape) -> Self {
-        Self { model: model.to_string(), shape, multiply_adds: 0 }
+        Self { model: model.to_string(), shape, multiply_adds: 0, weights: 0 }
     }
 
     pub(crate) fn conv(&mut self, conv: &Conv2d) -> Result<()> {
         let [outputs, inputs, height, width] = conv.shape();
         self.slide(conv.spec(), [height, width])?;
         self.shape.channels = outputs;
+        self.weights = self.weights.saturating_add(conv.shape().into_iter().fold(1, usize::saturating_mul));
+        if self.weights > MOST_PARAMETERS {
+            let message = format!("a network must have at most {MOST_PARAMETERS} weights, found {}", self.weights);
+            return Err(config_error(&self.model, message));
+        }
         self.count([self.shape.height, self.shape.width, outputs, inputs, height, width]);
         Ok(())
     }
@@ -105,7 +112,7 @@ impl Trace {
     pub(crate) fn beside(&mut self, other: impl FnOnce(&mut Self) -> Result<()>) -> Result<MapShape> {
         let mut branch = self.clone();
         other(&mut branch)?;
-        self.multiply_adds = branch.multiply_adds;
+        [self.multiply_adds, self.weights] = [branch.multiply_adds, branch.weights];
         Ok(branch.shape)
     }
 
@@ -137,6 +144,19 @@ impl Block for ConvRelu {
 
     fn norm(&self) -> Option<StageNorm> {
         Some(self.0.stage_norm())
+    }
+}
+
+/// `relu(conv(x))`; its tap is the convolution.
+pub(crate) struct BareConvRelu(pub(crate) Conv2d);
+
+impl Block for BareConvRelu {
+    fn forward(&self, x: &FeatureMap, _mode: Mode, tap: &mut Tap) -> retort_nn::Result<FeatureMap> {
+        tap.relu(|activation| self.0.forward_with(x, None, activation))
+    }
+
+    fn trace(&self, trace: &mut Trace) -> Result<()> {
+        trace.conv(&self.0)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Auxiliary classifiers grown from a network's own groups of blocks.
 
-use crate::common::{MOST_BLOCKS, check_positive, check_range, config_error};
+use crate::common::{
+    MOST_BLOCKS, MOST_CLASSES, MOST_PARTS, check_batch, check_mode, check_range, check_shape, check_size, check_sizes,
+    config_error, named, saturating_sum,
+};
 use crate::staged::{Architecture, End, Group, Plan, Shows, Site, Walk};
 use crate::{Family, ModelConfig, Result};
 use candle_core::{D, Tensor};
@@ -13,8 +16,9 @@ use std::ops::Range;
 pub struct Repeat {
     /// The group, from 0: a residual network's `layer1` is group 0.
     pub group: usize,
-    /// Number of blocks, from 1 to 256; `None`: as many as in the network. A ShuffleNetV2's first block of a stage is not counted;
-    /// groups that are no row of equal blocks (a transition of HCGNet, a stage of MobileNetV1) have no other number.
+    /// Number of blocks, from 1 to 256; `None`: as many as in the network. A ShuffleNetV2's first block of a stage is
+    /// not counted; groups that are no row of equal blocks (a transition of HCGNet, a stage of MobileNetV1) have no
+    /// other number.
     pub blocks: Option<usize>,
     /// Whether the map keeps its size where the network's group reduces it.
     pub keeps_size: bool,
@@ -63,8 +67,8 @@ pub enum BranchInit {
     /// As in the network.
     Network,
     /// As in HSAKD's code: the fan-out normal rule for convolutions and a classifier with bias 0 (residual networks and
-    /// ShuffleNet), PyTorch's default throughout (VGG, ShuffleNetV2), as in the network (MobileNetV2 and whatever HSAKD does not
-    /// have).
+    /// ShuffleNet), PyTorch's default throughout (VGG, ShuffleNetV2), as in the network (MobileNetV2 and whatever HSAKD
+    /// does not have).
     Hsakd,
 }
 
@@ -91,11 +95,11 @@ pub struct BranchesConfig {
 }
 
 impl BranchesConfig {
-    /// One branch behind every stage, with `4 * classes` outputs for the joint labels of class and rotation (HSAKD, Yang et
-    /// al. 2021, arXiv 2107.13715).
+    /// One branch behind every stage, with `4 * classes` outputs for the joint labels of class and rotation (HSAKD,
+    /// Yang et al. 2021, arXiv 2107.13715).
     ///
-    /// Branch i repeats the groups behind map i, the last one the groups of the last stage without reducing the map. A VGG
-    /// has its branches behind the blocks 0, 1, 2 and 4.
+    /// Branch i repeats the groups behind map i, the last one the groups of the last stage without reducing the map. A
+    /// VGG has its branches behind the blocks 0, 1, 2 and 4.
     #[must_use]
     pub fn hsakd(family: &Family, classes: usize) -> Self {
         let rows = match (family, family.architecture()) {
@@ -121,8 +125,8 @@ impl BranchesConfig {
 
     /// One branch behind every stage but the last (MixSKD, Yang et al. 2022, arXiv 2208.05768).
     ///
-    /// For a residual network with the stem of ImageNet the branches have 4, 6 and 3 blocks a stage, whatever the network
-    /// itself has, as in the reference.
+    /// For a residual network with the stem of ImageNet the branches have 4, 6 and 3 blocks a stage, whatever the
+    /// network itself has, as in the reference.
     #[must_use]
     pub fn mixskd(family: &Family, classes: usize) -> Self {
         match family {
@@ -144,7 +148,8 @@ impl BranchesConfig {
         Self::exits(family, &[&[1, 1], &[1]], classes)
     }
 
-    /// `blocks`: for each branch the numbers of blocks of the last groups, one number a group; the branch hangs before them.
+    /// `blocks`: for each branch the numbers of blocks of the last groups, one number a group; the branch hangs before
+    /// them.
     #[must_use]
     pub fn exits(family: &Family, blocks: &[&[usize]], outputs: usize) -> Self {
         let groups = family.architecture().map_or(0, |architecture| architecture.groups());
@@ -159,8 +164,8 @@ impl BranchesConfig {
         Self { rows: blocks.iter().map(row).collect(), outputs, init: BranchInit::Network }
     }
 
-    /// A linear classifier on every pooled stage f1 .. fL: the probes by which a representation is judged (Tian et al. 2020, arXiv
-    /// 1910.10699). The network below them is to stay as it is: see [`BranchedNetwork::forward_branches`].
+    /// A linear classifier on every pooled stage f1 .. fL: the probes by which a representation is judged (Tian et al.
+    /// 2020, arXiv 1910.10699). The network below them is to stay as it is: see [`BranchedNetwork::forward_branches`].
     #[must_use]
     pub fn probes(family: &Family, classes: usize) -> Self {
         let stages = family.architecture().map_or(0, |architecture| steps(architecture).len());
@@ -168,8 +173,8 @@ impl BranchesConfig {
         Self { rows, outputs: classes, init: BranchInit::Network }
     }
 
-    /// Linear classifiers on the pooled maps f3 and f2, `linear3` and `linear2` (Zipf's label smoothing, Liang et al. 2022,
-    /// arXiv 2207.12980); see [`dense_votes`].
+    /// Linear classifiers on the pooled maps f3 and f2, `linear3` and `linear2` (Zipf's label smoothing, Liang et al.
+    /// 2022, arXiv 2207.12980); see [`dense_votes`].
     #[must_use]
     pub fn zipf(classes: usize) -> Self {
         let row = |map| BranchRow { map, groups: vec![], classifier: Some(format!("linear{map}")) };
@@ -209,12 +214,12 @@ fn vgg_rows() -> Vec<BranchRow> {
 
 /// Auxiliary classifiers on the maps of a network.
 ///
-/// A branch is a row of groups of the network's own kind with weights of its own, the network's tail where it has one (batch
-/// norm and ReLU of a wide ResNet, last convolution of a MobileNetV2), global average and linear classifier.
+/// A branch is a row of groups of the network's own kind with weights of its own, the network's tail where it has one
+/// (batch norm and ReLU of a wide ResNet, last convolution of a MobileNetV2), global average and linear classifier.
 /// Gradients flow into the maps that it is given: a caller who wants the network left alone detaches them.
 ///
-/// Keys: `block_extractor{i}.{place}..` for branch i from 1, the places counted as in HSAKD's code (a VGG's poolings and ReLUs
-/// count, too; a ShuffleNetV2's last convolution and batch norm are further places); `bn{i}` (wide ResNet),
+/// Keys: `block_extractor{i}.{place}..` for branch i from 1, the places counted as in HSAKD's code (a VGG's poolings
+/// and ReLUs count, too; a ShuffleNetV2's last convolution and batch norm are further places); `bn{i}` (wide ResNet),
 /// `conv2_{i}.{0,1}` (MobileNetV2); `fc{i}`.
 pub struct Branches {
     branches: Vec<Branch>,
@@ -228,6 +233,7 @@ struct Branch {
     groups: Vec<Group>,
     end: End,
     spec: NetworkSpec,
+    frozen: bool,
 }
 
 impl Branches {
@@ -235,19 +241,21 @@ impl Branches {
     ///
     /// # Errors
     ///
-    /// A family without groups of blocks, no rows, a map or group that the network does not have, sizes of zero, maps that
-    /// become too small, or weights that do not fit (see [`Scope::weight`]).
+    /// A family without groups of blocks, rows that are not 1 to 64, a map or group that the network does not have,
+    /// sizes of zero, maps that become too small, or weights that do not fit (see [`Scope::weight`]).
     pub fn new(family: &Family, network: &NetworkSpec, config: &BranchesConfig, scope: &Scope) -> Result<Self> {
         let name = &network.name;
         let Some(architecture) = family.architecture() else {
             return Err(config_error(name, "there are no groups of blocks that a branch could repeat"));
         };
-        check_positive(name, [("outputs of a branch", config.outputs)])?;
-        if config.rows.is_empty() {
-            return Err(config_error(name, "there must be at least one branch, found none"));
-        }
+        check_size(name, "outputs of a branch", config.outputs, MOST_CLASSES)?;
+        check_range(name, MOST_PARTS, [("number of branches", config.rows.len())])?;
+        // A description that was made by hand may hold any numbers.
+        let &NetworkSpec { in_channels, image, classes, .. } = network;
+        check_sizes(name, &ModelConfig { in_channels, image, classes })?;
+        network.maps.iter().try_for_each(|map| check_shape(name, map))?;
         let rows = config.rows.iter().enumerate();
-        let branch = |(i, row)| Branch::new(i + 1, row, (family, architecture), network, config, scope);
+        let branch = |(i, row)| named(name, Branch::new(i + 1, row, (family, architecture), network, config, scope));
         Ok(Self { branches: rows.map(branch).collect::<Result<_>>()?, maps: network.maps.clone() })
     }
 
@@ -266,7 +274,7 @@ impl Branches {
     /// Multiply-adds of all branches for one image.
     #[must_use]
     pub fn multiply_adds(&self) -> usize {
-        self.branches.iter().map(|branch| branch.spec.multiply_adds).sum()
+        saturating_sum(self.branches.iter().map(|branch| branch.spec.multiply_adds))
     }
 
     /// One pass over the maps of a network ([`Outputs::maps`]), in the order of the rows.
@@ -328,15 +336,14 @@ impl Branch {
             groups,
             end,
             spec: plan.spec(&name, start, config.outputs),
+            frozen: scope.is_frozen(),
         })
     }
 
     fn forward(&self, map: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         let MapShape { channels, height, width } = self.spec.maps[0];
-        if map.rank() != 4 || map.dims()[1..] != [channels, height, width] {
-            let message = format!("expected a map [B, {channels}, {height}, {width}], found {:?}", map.dims());
-            return Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message));
-        }
+        check_batch(&self.spec.name, "a map", [channels, height, width], map)?;
+        check_mode(&self.spec.name, self.frozen, mode)?;
         let mut walk = Walk::new(self.shows, mode, taps, map)?;
         walk.stem(&vec![])?;
         walk.groups(&self.groups)?;
@@ -344,8 +351,8 @@ impl Branch {
     }
 }
 
-/// The site of a repeated group; its number of inputs is settled when it is built. `hsakd` is the family whose initial values
-/// are those of HSAKD's branches.
+/// The site of a repeated group; its number of inputs is settled when it is built. `hsakd` is the family whose initial
+/// values are those of HSAKD's branches.
 fn site(
     name: &str,
     architecture: &dyn Architecture,
@@ -380,7 +387,8 @@ fn hsakd_classifier(family: &Family, inputs: usize, outputs: usize, scope: &Scop
     })
 }
 
-/// What a linear `classifier` of the pooled map says at every position: the class of the largest logit, `[B, P]` of `u32`.
+/// What a linear `classifier` of the pooled map says at every position: the class of the largest logit, `[B, P]` of
+/// `u32`.
 ///
 /// With `upsampled` the map is first made twice as high and wide, bilinearly with half-pixel centres. Positions are in
 /// row-major order; of equal logits the first class wins. There is no gradient (Liang et al. 2022, arXiv 2207.12980).
@@ -445,7 +453,7 @@ impl BranchedNetwork {
     /// Multiply-adds of both for one image.
     #[must_use]
     pub fn multiply_adds(&self) -> usize {
-        self.backbone.spec().multiply_adds + self.branches.multiply_adds()
+        self.backbone.spec().multiply_adds.saturating_add(self.branches.multiply_adds())
     }
 
     /// One pass; gradients of the branches flow into the network.
@@ -459,8 +467,8 @@ impl BranchedNetwork {
         Ok(BranchedOutputs { backbone, branches })
     }
 
-    /// One pass that leaves the network alone: it runs in evaluation, its statistics stay, and its maps are detached; the
-    /// branches run in `mode`.
+    /// One pass that leaves the network alone: it runs in evaluation, its statistics stay, and its maps are detached;
+    /// the branches run in `mode`.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::block::Trace;
-use crate::common::{check_positive, config_error};
+use crate::common::{MOST_PARTS, check_batch, check_layer, check_range, check_shape, config_error};
 use crate::head::{Head, HeadLayer, check_count, pooled, sigmoid};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec, adaptive_avg_pool2d, max_pool2d};
@@ -10,12 +10,12 @@ use retort_nn::{Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Outputs, Sc
 
 /// FFL's fusion of the last maps of K peers (Kim et al. 2019, arXiv 1904.09058).
 ///
-/// The maps on top of each other, depthwise 3x3 convolution, batch norm, ReLU, 1x1 convolution to C channels, batch norm, ReLU,
-/// global average, linear classifier. Where the peers' maps differ, each is brought to the first one's channels by a 1x1
-/// convolution and to the smallest rows and columns by an adaptive mean.
+/// The maps on top of each other, depthwise 3x3 convolution, batch norm, ReLU, 1x1 convolution to C channels, batch
+/// norm, ReLU, global average, linear classifier. Where the peers' maps differ, each is brought to the first one's
+/// channels by a 1x1 convolution and to the smallest rows and columns by an adaptive mean.
 ///
-/// Keys: `conv1`, `bn1` (depthwise), `conv1_1`, `bn1_1` (1x1), `fc2`; `project{k}` for a peer of other channels. PyTorch's
-/// default initialisation.
+/// Keys: `conv1`, `bn1` (depthwise), `conv1_1`, `bn1_1` (1x1), `fc2`; `project{k}` for a peer of other channels.
+/// PyTorch's default initialisation.
 pub struct FusionModule {
     projections: Vec<Option<Conv2d>>,
     maps: Vec<MapShape>,
@@ -31,20 +31,19 @@ impl FusionModule {
     ///
     /// # Errors
     ///
-    /// No map, sizes of zero, or weights that do not fit.
+    /// Maps that are not 1 to 64, sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(maps: &[MapShape], classes: usize, scope: &Scope) -> Result<Self> {
         let name = "fusion module";
-        check_positive(name, [("number of maps", maps.len()), ("classes", classes)])?;
-        for map in maps {
-            check_positive(name, [("channels", map.channels), ("height", map.height), ("width", map.width)])?;
-        }
-        let channels = maps[0].channels;
+        check_range(name, MOST_PARTS, [("number of maps", maps.len())])?;
+        maps.iter().try_for_each(|map| check_shape(name, map))?;
+        let first = maps[0];
+        let channels = first.channels;
         let all = maps.len() * channels;
-        let [height, width] = [
-            maps.iter().map(|map| map.height).min().expect("there is a map"),
-            maps.iter().map(|map| map.width).min().expect("there is a map"),
-        ];
-        let mut trace = Trace::new(name, maps[0]);
+        check_layer(name, all, channels)?;
+        check_layer(name, channels, classes)?;
+        let size = |size: fn(&MapShape) -> usize| maps.iter().map(size).fold(size(&first), usize::min);
+        let [height, width] = [size(|map| map.height), size(|map| map.width)];
+        let mut trace = Trace::new(name, first);
         let mut projections = Vec::new();
         for (k, map) in maps.iter().enumerate() {
             let shape = [channels, map.channels, 1, 1];
@@ -103,25 +102,21 @@ impl FusionModule {
 
 /// Refuses a batch of maps of another shape.
 pub(crate) fn check_map(what: &str, shape: &MapShape, map: &Tensor) -> retort_nn::Result<()> {
-    let MapShape { channels, height, width } = *shape;
-    if map.rank() == 4 && map.dims()[1..] == [channels, height, width] {
-        return Ok(());
-    }
-    let message = format!("expected a map [B, {channels}, {height}, {width}], found {:?}", map.dims());
-    Err(retort_nn::Error::invalid(what, message))
+    check_batch(what, "a map", [shape.channels, shape.height, shape.width], map)
 }
 
 /// What MFEF does with a peer's last map before the fusion (after Zou et al. 2022, arXiv 2206.08224).
 ///
 /// **A reconstruction**: no code of the paper is public and only its abstract was available. Each part can be left out.
 ///
-/// * Scales: the channels in four equal parts, part s convolved with a window of `3 + 2s` in the groups of EPSANet (1, 4, 8,
-///   16; 1 where they do not divide the part's channels), together `M`.
+/// * Scales: the channels in four equal parts, part s convolved with a window of `3 + 2s` in the groups of EPSANet (1,
+///   4, 8, 16; 1 where they do not divide the part's channels), together `M`.
 /// * Channel attention: `a = sigmoid(W2 relu(W1 mean(M)))` with C/16 hidden numbers.
-/// * Spatial attention: `b = sigmoid(conv7x7([mean_c, max_c](a M)))`; the result is `b a M`. The gradient of `max_c` goes to
-///   the first of equal channels.
+/// * Spatial attention: `b = sigmoid(conv7x7([mean_c, max_c](a M)))`; the result is `b a M`. The gradient of `max_c`
+///   goes to the first of equal channels.
 ///
-/// Keys: `scale{s}.weight`, `channel.{0,2}`, `spatial.weight`. PyTorch's default initialisation, no biases in convolutions.
+/// Keys: `scale{s}.weight`, `channel.{0,2}`, `spatial.weight`. PyTorch's default initialisation, no biases in
+/// convolutions.
 pub struct MultiScaleAttention {
     scales: Option<Vec<Conv2d>>,
     attention: Option<(Head, Conv2d)>,
@@ -152,22 +147,23 @@ impl MultiScaleAttention {
     ///
     /// # Errors
     ///
-    /// Channels that four does not divide, sizes of zero, or weights that do not fit.
+    /// Channels that four does not divide, sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(map: MapShape, config: MultiScaleConfig, scope: &Scope) -> Result<Self> {
         let name = "multi-scale attention";
-        check_positive(name, [("channels", map.channels), ("height", map.height), ("width", map.width)])?;
+        check_shape(name, &map)?;
         if config.scales && !map.channels.is_multiple_of(PARTS) {
             let message = format!("channels must be a multiple of {PARTS}, found {}", map.channels);
             return Err(config_error(name, message));
         }
         let part = map.channels / PARTS;
-        let scale = |s: usize| {
+        let scale = |s: usize| -> Result<Conv2d> {
             let groups = if part.is_multiple_of(GROUPS[s]) { GROUPS[s] } else { 1 };
             let kernel = 3 + 2 * s;
+            check_layer(name, part / groups * kernel * kernel, part)?;
             let (shape, spec) = ([part, part / groups, kernel, kernel], Conv2dSpec::new(1, 1 + s).with_groups(groups));
-            Conv2d::new(&scope.child(format!("scale{s}")), shape, spec, Init::PyTorch)
+            Ok(Conv2d::new(&scope.child(format!("scale{s}")), shape, spec, Init::PyTorch)?)
         };
-        let scales = config.scales.then(|| (0..PARTS).map(scale).collect::<retort_nn::Result<_>>()).transpose()?;
+        let scales = config.scales.then(|| (0..PARTS).map(scale).collect::<Result<_>>()).transpose()?;
         let attention = || -> Result<_> {
             let hidden = (map.channels / 16).max(1);
             let layers = [HeadLayer::Linear(hidden), HeadLayer::Relu, HeadLayer::Linear(map.channels)];

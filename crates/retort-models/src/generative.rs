@@ -1,12 +1,14 @@
 //! Small conditional generative adversarial networks and the networks around them, for distillation through generated
 //! samples (cGAN-KD; Ding et al. 2023, arXiv 2104.03164).
 //!
-//! * [`Generator`] and [`Discriminator`]: images of any size that halvings reach, in the plain style of DCGAN (Radford et
-//!   al. 2016, arXiv 1511.06434) or in the residual one of SNGAN (Miyato et al. 2018, arXiv 1802.05957), for classes (Miyato
-//!   and Koyama 2018, arXiv 1802.05637), continuous labels (CcGAN; Ding et al. 2021, arXiv 2011.07529), or without labels.
+//! * [`Generator`] and [`Discriminator`]: images of any size that halvings reach, in the plain style of DCGAN (Radford
+//!   et al. 2016, arXiv 1511.06434) or in the residual one of SNGAN (Miyato et al. 2018, arXiv 1802.05957), for classes
+//!   (Miyato and Koyama 2018, arXiv 1802.05637), continuous labels (CcGAN; Ding et al. 2021, arXiv 2011.07529), or
+//!   without labels.
 //! * [`SpectralWeight`], [`SpectralConv2d`], [`SpectralLinear`]: spectral normalisation as PyTorch computes it.
 //! * [`ConditionalBatchNorm`]: batch norm whose scale and shift depend on the condition.
-//! * [`LabelEmbedding`], [`LabelReader`]: a continuous label to a vector, features to that vector and back to the label.
+//! * [`LabelEmbedding`], [`LabelReader`]: a continuous label to a vector, features to that vector and back to the
+//!   label.
 //! * [`RatioNet`]: the density ratio of real and generated samples; [`Autoencoder`]: features for it where there are no
 //!   classes.
 //!
@@ -44,9 +46,6 @@ mod label;
 mod ratio;
 mod spectral;
 
-use crate::Result;
-use crate::common::config_error;
-use candle_core::Tensor;
 use retort_kernels::FeatureMap;
 use retort_nn::Init;
 
@@ -63,8 +62,8 @@ pub use spectral::{SpectralConv2d, SpectralLinear, SpectralWeight};
 pub enum Style {
     /// One convolution of 4x4 (DCGAN). Weights start as N(0, 0.02^2).
     Plain,
-    /// Two 3x3 convolutions and a shortcut (SNGAN). Weights start by Glorot's uniform rule (2010), those of the residual
-    /// branches with gain sqrt(2).
+    /// Two 3x3 convolutions and a shortcut (SNGAN). Weights start by Glorot's uniform rule (2010), those of the
+    /// residual branches with gain sqrt(2).
     Residual,
 }
 
@@ -89,20 +88,6 @@ impl Style {
     }
 }
 
-/// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
-const MAX_WEIGHTS: usize = 1 << 28;
-
-/// Refuses layers of absurd size, by their numbers of inputs and outputs, kernels included.
-fn check_layer(model: &str, [inputs, outputs]: [usize; 2]) -> Result<()> {
-    match inputs.checked_mul(outputs) {
-        Some(weights) if weights <= MAX_WEIGHTS => Ok(()),
-        _ => {
-            let message = format!("a layer must have at most {MAX_WEIGHTS} weights, found {inputs} x {outputs}");
-            Err(config_error(model, message))
-        }
-    }
-}
-
 /// How often both sides of an image can be halved, exactly or rounded down, without falling below `least`.
 fn halvings([height, width]: [usize; 2], least: usize, exact: bool) -> usize {
     let size = |n: usize| 1usize.checked_shl(n as u32).filter(|&size| size > 0).unwrap_or(usize::MAX);
@@ -117,18 +102,4 @@ fn halvings([height, width]: [usize; 2], least: usize, exact: bool) -> usize {
 fn doubled(x: &FeatureMap) -> retort_nn::Result<FeatureMap> {
     let [.., height, width] = x.dims();
     Ok(x.through_tensor(|x| retort_kernels::resize_nearest2d(x, [2 * height, 2 * width]))?)
-}
-
-/// Refuses a batch of images of another shape than `[B, C, H, W]` with `expected` behind the first.
-fn check_images(model: &str, expected: [usize; 3], images: &Tensor) -> retort_nn::Result<()> {
-    if images.rank() == 4 && images.dims()[1..] == expected {
-        return Ok(());
-    }
-    let [channels, height, width] = expected;
-    Err(refused(model, format!("expected images [B, {channels}, {height}, {width}], found {:?}", images.dims())))
-}
-
-/// A refusal of values given to `model` in a forward pass.
-fn refused(model: &str, message: impl Into<String>) -> retort_nn::Error {
-    retort_nn::Error::invalid(format!("model `{model}`"), message)
 }

@@ -17,26 +17,28 @@ const WIDTH: usize = 4;
 /// The bounds of a configuration, far beyond the published networks.
 const MOST_GROWTH: usize = 256;
 const MOST_LAYERS: usize = 64;
+/// With fewer channels nothing would be left for the gates of a transition.
+const LEAST_INPUTS: usize = 8;
 
 /// HCGNet: a 3x3 stem, three blocks of layers that each append their result to what they were fed with, two transitions
 /// that halve channels, rows and columns, batch norm and ReLU, global average, linear classifier.
 ///
-/// Every convolution takes `relu(bn(x))`. A layer of growth k computes `u` by a 1x1 convolution to 4k channels and a 3x3
-/// one in four groups; gates then decide what of `u` is kept and what is new:
+/// Every convolution takes `relu(bn(x))`. A layer of growth k computes `u` by a 1x1 convolution to 4k channels and a
+/// 3x3 one in four groups; gates then decide what of `u` is kept and what is new:
 ///
 /// * A map is *pooled* to a vector by the softmax over its positions of a 1x1 convolution to one channel.
 /// * Forget gate: `keep = sigmoid(fc2(tanh(bn(fc1(pooled u)))))`, with `fc1` to k/2 channels.
 /// * Update: `a` and `b` are pooled from two depthwise 3x3 convolutions of `u`, the second of dilation 2;
-///   `h = tanh(bn(fcall([a, b])))` has k channels; `new = share a + (1 - share) b`, where the share is the softmax of the
-///   pair `fc3x3(h)`, `fc5x5(h)`.
+///   `h = tanh(bn(fcall([a, b])))` has k channels; `new = share a + (1 - share) b`, where the share is the softmax of
+///   the pair `fc3x3(h)`, `fc5x5(h)`.
 /// * Result: `[x, keep u + new]`; `keep` and `new` are vectors, the same at every position.
 ///
-/// A transition does the same with a 3x3 convolution of stride 2 without groups, half as many channels in the gates, and
-/// nothing appended.
+/// A transition does the same with a 3x3 convolution of stride 2 without groups, half as many channels in the gates,
+/// and nothing appended.
 ///
 /// f0 is the stem and f1, f2, f3 are the blocks, before their transitions; none of them is activated. The
-/// pre-activations are the batch norms by which the network goes on, as in a wide ResNet. A shared trunk in mutual learning
-/// is the stem, block 1 and transition 1.
+/// pre-activations are the batch norms by which the network goes on, as in a wide ResNet. A shared trunk in mutual
+/// learning is the stem, block 1 and transition 1.
 ///
 /// The gates normalise one vector for each image, so training needs a batch of two.
 ///
@@ -95,6 +97,11 @@ impl Architecture for HcgNetConfig {
     fn group(&self, site: &Site, scope: &Scope) -> Result<Blocks> {
         if !self.is_shown(site.group) {
             let stride = if site.keeps_size { 1 } else { 2 };
+            if site.inputs < LEAST_INPUTS {
+                let message =
+                    format!("a transition must have at least {LEAST_INPUTS} channels to halve, found {}", site.inputs);
+                return Err(config_error("HCGNet", message));
+            }
             return Ok(vec![Box::new(Unit::transition(site.inputs, stride, scope)?)]);
         }
         let growth = self.growth[site.group / 2];

@@ -1,23 +1,10 @@
 //! Rows of layers on vectors, and the published heads that are no more than that.
 
 use crate::Result;
-use crate::common::{check_positive, check_range, config_error};
+use crate::common::{MOST_PARTS, check_layer, check_positive, check_range, config_error, dropped};
 use candle_core::{D, Tensor};
 use retort_kernels::{Activation, global_avg_pool2d, relu};
 use retort_nn::{BatchNorm, Init, Linear, Mode, Scope, Seed};
-
-/// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
-const MAX_WEIGHTS: usize = 1 << 30;
-
-/// Refuses a linear layer without inputs or outputs, or with absurdly many weights.
-pub(crate) fn check_linear(what: &str, inputs: usize, outputs: usize) -> Result<()> {
-    check_positive(what, [("inputs", inputs), ("outputs", outputs)])?;
-    if inputs.saturating_mul(outputs) > MAX_WEIGHTS {
-        let message = format!("a layer must have at most {MAX_WEIGHTS} weights, found {inputs} x {outputs}");
-        return Err(config_error(what, message));
-    }
-    Ok(())
-}
 
 /// Refuses another number of arguments.
 pub(crate) fn check_count(what: &str, of: &str, expected: usize, found: usize) -> retort_nn::Result<()> {
@@ -107,8 +94,8 @@ impl Head {
         let from = self.outputs;
         let layer = match layer {
             HeadLayer::Linear(to) | HeadLayer::LinearWithoutBias(to) => {
-                check_linear(&self.name, from, to)?;
-                self.multiply_adds += from * to;
+                check_layer(&self.name, from, to)?;
+                self.multiply_adds = self.multiply_adds.saturating_add(from * to);
                 self.outputs = to;
                 Layer::Linear(match layer {
                     HeadLayer::Linear(_) => Linear::new(scope, from, to)?,
@@ -150,13 +137,14 @@ impl Head {
     ///
     /// # Errors
     ///
-    /// Another width; in training a single row in front of a batch norm (its variance is undefined), or a head with dropout,
-    /// which needs [`Head::forward_seeded`].
+    /// Another width; in training a single row in front of a batch norm (its variance is undefined), or a head with
+    /// dropout, which needs [`Head::forward_seeded`].
     pub fn forward(&self, x: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
         self.run(x, mode, None)
     }
 
-    /// The same for a head with dropout: what is dropped in training depends on `seed` alone, so every step needs its own.
+    /// The same for a head with dropout: what is dropped in training depends on `seed` alone, so every step needs its
+    /// own.
     ///
     /// # Errors
     ///
@@ -193,13 +181,6 @@ impl Head {
     fn refuse(&self, message: String) -> retort_nn::Error {
         retort_nn::Error::invalid(self.name.clone(), message)
     }
-}
-
-/// Zeros in a `share` of the places, the others divided by what is left.
-fn dropped(x: &Tensor, share: f64, seed: Seed) -> retort_nn::Result<Tensor> {
-    let noise = Init::Uniform { bound: 1.0 }.draw(x.dims(), seed, x.dtype(), x.device())?;
-    let kept = noise.ge(2.0 * share - 1.0)?.to_dtype(x.dtype())?;
-    Ok((x * (kept / (1.0 - share))?)?)
 }
 
 /// Rows of length 1.
@@ -270,8 +251,8 @@ impl Head {
         Self::new("simreg head", inputs, &layers, scope)
     }
 
-    /// SSKD's projection of an embedding for its similarities (Xu et al. 2020, arXiv 2006.07114): linear, ReLU, linear, all of
-    /// the embedding's width.
+    /// SSKD's projection of an embedding for its similarities (Xu et al. 2020, arXiv 2006.07114): linear, ReLU, linear,
+    /// all of the embedding's width.
     ///
     /// Keys: `proj_head.{0,2}`.
     ///
@@ -283,8 +264,8 @@ impl Head {
         Self::new("sskd head", inputs, &layers, &scope.child("proj_head"))
     }
 
-    /// MCL's embedding (Yang et al. 2022, arXiv 2104.12565): linear, ReLU, linear, rows of length 1; 128 hidden and 128 outputs
-    /// in the paper. L-MCL has one for each stage.
+    /// MCL's embedding (Yang et al. 2022, arXiv 2104.12565): linear, ReLU, linear, rows of length 1; 128 hidden and 128
+    /// outputs in the paper. L-MCL has one for each stage.
     ///
     /// Keys: `proj_head.{0,2}`.
     ///
@@ -357,8 +338,8 @@ impl Head {
         Self::new("nonlinear probe", inputs, &layers, scope)
     }
 
-    /// The regressor of one number in [0, 1] and above that cGAN-KD puts in place of a classifier (Ding et al. 2023, arXiv
-    /// 2104.03164): linear, batch norm, ReLU, twice to 512, then linear to 1 and ReLU.
+    /// The regressor of one number in [0, 1] and above that cGAN-KD puts in place of a classifier (Ding et al. 2023,
+    /// arXiv 2104.03164): linear, batch norm, ReLU, twice to 512, then linear to 1 and ReLU.
     ///
     /// Keys: `0`, `1` (batch norm), `3`, `4` (batch norm), `6`.
     ///
@@ -371,9 +352,9 @@ impl Head {
         Self::new("label regression", inputs, &layers, scope)
     }
 
-    /// The projector behind Squeeze-and-Span's encoder (Yang et al. 2022, NeurIPS; code yangyu12/squeeze-and-span): `layers`
-    /// linear layers without bias, all but the last to the encoder's own width and followed by batch norm and ReLU; 5 layers
-    /// to 2048 outputs in the paper.
+    /// The projector behind Squeeze-and-Span's encoder (Yang et al. 2022, NeurIPS; code yangyu12/squeeze-and-span):
+    /// `layers` linear layers without bias, all but the last to the encoder's own width and followed by batch norm and
+    /// ReLU; 5 layers to 2048 outputs in the paper.
     ///
     /// Keys: `0`, `1` (batch norm), `3`, `4`, ...
     ///
@@ -388,7 +369,7 @@ impl Head {
 
 /// Linear without bias, batch norm and ReLU, all of one width, `layers - 1` times, then `last`.
 pub(crate) fn perceptron(name: &str, width: usize, last: HeadLayer, layers: usize) -> Result<Vec<HeadLayer>> {
-    check_range(name, 64, [("layers", layers)])?;
+    check_range(name, MOST_PARTS, [("layers", layers)])?;
     let unit = [HeadLayer::LinearWithoutBias(width), HeadLayer::BatchNorm, HeadLayer::Relu];
     Ok(unit.into_iter().cycle().take(3 * (layers - 1)).chain([last]).collect())
 }

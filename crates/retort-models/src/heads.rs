@@ -1,16 +1,17 @@
 //! Small modules of the methods on embeddings and pooled maps.
 
 use crate::Result;
-use crate::common::check_positive;
-use crate::head::{Head, HeadLayer, check_count, check_linear, mix, normalised, perceptron, pooled, sigmoid, softmax};
+use crate::common::{MOST_PARTS, check_layer, check_range, check_shape};
+use crate::head::{Head, HeadLayer, check_count, mix, normalised, perceptron, pooled, sigmoid, softmax};
 use candle_core::{D, Tensor};
 use retort_kernels::{Conv2dSpec, FeatureMap};
 use retort_nn::{Conv2d, Init, Linear, MapShape, Mode, Scope};
 
 /// Squeeze-and-Span's squeeze module: maps of a generator to one vector (Yang et al. 2022, NeurIPS).
 ///
-/// Each map is pooled and sent through a linear layer of its own to `hidden` numbers; their sum goes through `layers` linear
-/// layers, all but the last without bias and followed by batch norm and ReLU. 2048 hidden and outputs, 3 layers in the paper.
+/// Each map is pooled and sent through a linear layer of its own to `hidden` numbers; their sum goes through `layers`
+/// linear layers, all but the last without bias and followed by batch norm and ReLU. 2048 hidden and outputs, 3 layers
+/// in the paper.
 ///
 /// Keys: `lateral{i}`, `to_repr.{0,1,3,4,6}`. PyTorch's default initialisation.
 pub struct SqueezeModule {
@@ -23,12 +24,13 @@ impl SqueezeModule {
     ///
     /// # Errors
     ///
-    /// No map, sizes of zero, a number of layers that is not from 1 to 64, or weights that do not fit.
+    /// Maps that are not 1 to 64, sizes of zero or absurd ones, a number of layers that is not from 1 to 64, or weights
+    /// that do not fit.
     pub fn new(channels: &[usize], hidden: usize, layers: usize, outputs: usize, scope: &Scope) -> Result<Self> {
         let name = "squeeze module";
-        check_positive(name, [("number of maps", channels.len())])?;
+        check_range(name, MOST_PARTS, [("number of maps", channels.len())])?;
         let lateral = |(i, &channels): (usize, &usize)| {
-            check_linear(name, channels, hidden)?;
+            check_layer(name, channels, hidden)?;
             Ok(Linear::new(&scope.child(format!("lateral{i}")), channels, hidden)?)
         };
         let rows = perceptron(name, hidden, HeadLayer::Linear(outputs), layers)?;
@@ -53,8 +55,8 @@ impl SqueezeModule {
 
 /// L-MCL's ensemble of one network's stages (Yang et al. 2023, arXiv 2207.11518).
 ///
-/// The embeddings of the S stages, one after the other, give S shares by linear to D, ReLU, linear to S and softmax; the
-/// result is the sum of the stages' logits with these shares.
+/// The embeddings of the S stages, one after the other, give S shares by linear to D, ReLU, linear to S and softmax;
+/// the result is the sum of the stages' logits with these shares.
 ///
 /// Keys: `0`, `2`. PyTorch's default initialisation.
 pub struct Aggregator {
@@ -67,7 +69,7 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, or weights that do not fit.
+    /// Sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(width: usize, stages: usize, scope: &Scope) -> Result<Self> {
         let layers = [HeadLayer::Linear(width), HeadLayer::Relu, HeadLayer::Linear(stages)];
         Ok(Self { head: Head::new("aggregator", width.saturating_mul(stages), &layers, scope)?, stages })
@@ -96,8 +98,8 @@ impl Aggregator {
 /// L-MCL's weights of pairs of stages (Yang et al. 2023, arXiv 2207.11518).
 ///
 /// The pair of stage k of network i and stage l of network j has, for every image, the weight
-/// `sigmoid(cos(A_ik e_ik, A_jl e_jl))`, with a linear projection A (128 outputs in the paper) for every network and stage. It
-/// lies between 0.26 and 0.74.
+/// `sigmoid(cos(A_ik e_ik, A_jl e_jl))`, with a linear projection A (128 outputs in the paper) for every network and
+/// stage. It lies between 0.26 and 0.74.
 ///
 /// Keys: `proj_{i}_{k}.*`. PyTorch's default initialisation.
 pub struct PairWeights {
@@ -110,10 +112,10 @@ impl PairWeights {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, or weights that do not fit.
+    /// Sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(widths: &[Vec<usize>], outputs: usize, scope: &Scope) -> Result<Self> {
         let linear = |i: usize, k: usize, width: usize| {
-            check_linear("pair weights", width, outputs)?;
+            check_layer("pair weights", width, outputs)?;
             Ok(Linear::new(&scope.child(format!("proj_{i}_{k}")), width, outputs)?)
         };
         let network = |(i, widths): (usize, &Vec<usize>)| {
@@ -122,8 +124,8 @@ impl PairWeights {
         Ok(Self { projections: widths.iter().enumerate().map(network).collect::<Result<_>>()? })
     }
 
-    /// Embeddings `[B, D_ik]` by network and stage to the weights `[pairs, B]`, in the order of the loops over i, j other than
-    /// i, k and l, the last one fastest.
+    /// Embeddings `[B, D_ik]` by network and stage to the weights `[pairs, B]`, in the order of the loops over i, j
+    /// other than i, k and l, the last one fastest.
     ///
     /// # Errors
     ///
@@ -154,10 +156,11 @@ impl PairWeights {
     }
 }
 
-/// MixSKD's self-teacher: the last maps of all branches and of the network, to logits (Yang et al. 2022, arXiv 2208.05768).
+/// MixSKD's self-teacher: the last maps of all branches and of the network, to logits (Yang et al. 2022, arXiv
+/// 2208.05768).
 ///
-/// The K maps on top of each other (`K D` channels), a 1x1 convolution to D channels without bias, norm or activation, global
-/// average, linear classifier. Mean and convolution are both linear, so the mean is taken first.
+/// The K maps on top of each other (`K D` channels), a 1x1 convolution to D channels without bias, norm or activation,
+/// global average, linear classifier. Mean and convolution are both linear, so the mean is taken first.
 ///
 /// Keys: `conv.weight` `[D, K D, 1, 1]`, `fc.*`; the reference keeps it under `final_aux_classifier`. PyTorch's default
 /// initialisation.
@@ -173,16 +176,18 @@ impl SelfTeacher {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, or weights that do not fit.
+    /// Sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(maps: usize, map: MapShape, classes: usize, scope: &Scope) -> Result<Self> {
         let (name, channels) = ("self-teacher", map.channels);
+        check_shape(name, &map)?;
         let inputs = maps.saturating_mul(channels);
-        check_linear(name, inputs, channels)?;
-        check_linear(name, channels, classes)?;
+        check_layer(name, inputs, channels)?;
+        check_layer(name, channels, classes)?;
         let shape = [channels, inputs, 1, 1];
         let conv = Conv2d::new(&scope.child("conv"), shape, Conv2dSpec::new(1, 0), Init::PyTorch)?;
         let fc = Linear::new(&scope.child("fc"), channels, classes)?;
-        let multiply_adds = map.height * map.width * inputs * channels + channels * classes;
+        let at_every_position = (map.height * map.width).saturating_mul(inputs * channels);
+        let multiply_adds = at_every_position.saturating_add(channels * classes);
         Ok(Self { conv, fc, multiply_adds, maps })
     }
 
@@ -205,8 +210,8 @@ impl SelfTeacher {
     }
 }
 
-/// MixSKD's discriminator of interpolated and mixed maps: global average, linear to 128, ReLU, linear to 2 (Yang et al. 2022,
-/// arXiv 2208.05768).
+/// MixSKD's discriminator of interpolated and mixed maps: global average, linear to 128, ReLU, linear to 2 (Yang et al.
+/// 2022, arXiv 2208.05768).
 ///
 /// Keys: `0`, `2`. PyTorch's default initialisation.
 pub struct MapDiscriminator(Head);
@@ -216,7 +221,7 @@ impl MapDiscriminator {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, or weights that do not fit.
+    /// Sizes of zero or absurd ones, or weights that do not fit.
     pub fn new(channels: usize, hidden: usize, scope: &Scope) -> Result<Self> {
         let layers = [HeadLayer::Linear(hidden), HeadLayer::Relu, HeadLayer::Linear(2)];
         Ok(Self(Head::new("map discriminator", channels, &layers, scope)?))

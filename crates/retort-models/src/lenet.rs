@@ -2,18 +2,18 @@
 //! plain average pooling and a linear classifier, as in the fidelity study of Stanton et al. 2021 (arXiv 2106.05945).
 
 use crate::block::Trace;
-use crate::common::{check_images, check_range, check_sizes, config_error};
+use crate::common::{MOST_CHANNELS, check_images, check_layer, check_mode, check_range, check_sizes};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec, relu};
 use retort_nn::{Conv2d, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
 
-/// `lenet5`: a 5x5 convolution with padding 2, one without, each followed by ReLU and 2x2 average pooling; two linear layers
-/// with ReLU; linear classifier. No batch norm.
+/// `lenet5`: a 5x5 convolution with padding 2, one without, each followed by ReLU and 2x2 average pooling; two linear
+/// layers with ReLU; linear classifier. No batch norm.
 ///
-/// f0 and f1 are the convolutions after their ReLU, before the pooling; a pre-activation is the convolution's result (entry
-/// 0 is f0 itself). The embedding is the last hidden layer after its ReLU. Images of 12x12 and more fit, of 32x32 for
-/// instance; the first linear layer is as wide as the last map.
+/// f0 and f1 are the convolutions after their ReLU, before the pooling; a pre-activation is the convolution's result
+/// (entry 0 is f0 itself). The embedding is the last hidden layer after its ReLU. Images of 12x12 and more fit, of
+/// 32x32 for instance; the first linear layer is as wide as the last map.
 ///
 /// Keys: `conv1`, `conv2`, `fc1`, `fc2` and the classifier `fc3`, each with `weight` and `bias`. All layers start with
 /// PyTorch's default.
@@ -32,11 +32,6 @@ impl LeNetConfig {
         Self { convolutions: [6, 16], hidden: [120, 84] }
     }
 }
-
-/// More channels or units than any layer here has.
-const MOST_CHANNELS: usize = 1 << 14;
-/// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
-const MOST_WEIGHTS: usize = 1 << 30;
 
 /// Behind each convolution.
 const POOLING: Pool2dSpec = Pool2dSpec { kernel: [2; 2], stride: [2; 2], padding: [0; 2] };
@@ -71,11 +66,7 @@ impl LeNet {
         let convolutions = [convolution("conv1", [c1, config.in_channels], 2)?, convolution("conv2", [c2, c1], 0)?];
         let MapShape { channels, height, width } = trace.shape;
         let flat = channels.saturating_mul(height).saturating_mul(width);
-        if flat.saturating_mul(h1) > MOST_WEIGHTS {
-            let message =
-                format!("the first hidden layer must have at most {MOST_WEIGHTS} weights, found {flat} x {h1}");
-            return Err(config_error(name, message));
-        }
+        [(flat, h1), (h1, h2), (h2, config.classes)].into_iter().try_for_each(|(i, o)| check_layer(name, i, o))?;
         let hidden = [Linear::new(&scope.child("fc1"), flat, h1)?, Linear::new(&scope.child("fc2"), h1, h2)?];
         let classifier = Linear::new(&scope.child("fc3"), h2, config.classes)?;
         hidden.iter().chain([&classifier]).for_each(|layer| trace.linear(layer));
@@ -104,10 +95,7 @@ impl Network for LeNet {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
-        if self.frozen && mode == Mode::Train {
-            let message = "a frozen network has no training mode";
-            return Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message));
-        }
+        check_mode(&self.spec.name, self.frozen, mode)?;
         let (mut maps, mut pre_activations) = (vec![], vec![]);
         let mut x = FeatureMap::from_tensor(images)?;
         for (i, conv) in self.convolutions.iter().enumerate() {

@@ -1,7 +1,9 @@
 //! Fully connected networks on flattened images, as the code of KD2M uses them for MNIST (Fernandes Montesuma 2025,
 //! arXiv 2504.01757).
 
-use crate::common::{check_images, check_positive, check_sizes, config_error};
+use crate::common::{
+    MOST_PARAMETERS, check_images, check_layer, check_mode, check_positive, check_sizes, config_error, saturating_sum,
+};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_nn::{Linear, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
@@ -12,16 +14,13 @@ use retort_nn::{Linear, Mode, Network, NetworkSpec, Outputs, Scope, Taps};
 /// The embedding is the last hidden layer after its ReLU, so it has no negative entry.
 /// There are no feature maps: [`Outputs::maps`] and [`Outputs::pre_activations`] stay empty whatever is tapped.
 ///
-/// Keys: `feature_extractor.{2i}.weight`, `feature_extractor.{2i}.bias` (hidden layer i; the odd numbers are the ReLUs of
-/// PyTorch's `Sequential`), `classifier.*`. All layers start with PyTorch's default.
+/// Keys: `feature_extractor.{2i}.weight`, `feature_extractor.{2i}.bias` (hidden layer i; the odd numbers are the ReLUs
+/// of PyTorch's `Sequential`), `classifier.*`. All layers start with PyTorch's default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpConfig {
     /// Widths from the first hidden layer to the embedding, at least one.
     pub hidden: Vec<usize>,
 }
-
-/// More weights than any layer has: a request for more is a slip that would only exhaust the memory.
-const MAX_WEIGHTS: usize = 1 << 30;
 
 impl MlpConfig {
     /// Inputs and outputs of every layer, the classifier last.
@@ -35,12 +34,14 @@ impl MlpConfig {
         let mut from = config.in_channels.saturating_mul(height).saturating_mul(width);
         let mut layers = Vec::new();
         for &to in self.hidden.iter().chain([&config.classes]) {
-            if from.saturating_mul(to) > MAX_WEIGHTS {
-                let message = format!("a layer must have at most {MAX_WEIGHTS} weights, found {from} x {to}");
-                return Err(config_error(model, message));
-            }
+            check_layer(model, from, to)?;
             layers.push([from, to]);
             from = to;
+        }
+        let weights = saturating_sum(layers.iter().map(|[from, to]| from * to));
+        if weights > MOST_PARAMETERS {
+            let message = format!("a network must have at most {MOST_PARAMETERS} weights, found {weights}");
+            return Err(config_error(model, message));
         }
         Ok(layers)
     }
@@ -93,10 +94,7 @@ impl Network for Mlp {
 
     fn forward(&self, images: &Tensor, mode: Mode, _taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
-        if self.frozen && mode == Mode::Train {
-            let message = "a frozen network has no training mode";
-            return Err(retort_nn::Error::invalid(format!("model `{}`", self.spec.name), message));
-        }
+        check_mode(&self.spec.name, self.frozen, mode)?;
         let mut embedding = images.flatten_from(1)?;
         for layer in &self.hidden {
             embedding = retort_kernels::relu(&layer.forward(&embedding)?)?;

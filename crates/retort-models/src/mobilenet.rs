@@ -2,15 +2,11 @@
 //! (Sandler et al. 2018, arXiv 1801.04381).
 
 use crate::block::{Block, Blocks, ConvRelu, Tap, Trace};
-use crate::common::{check_range, config_error};
+use crate::common::{MOST_BLOCKS, MOST_CHANNELS, check_range, config_error};
 use crate::staged::{Architecture, Shows, Site};
 use crate::{ModelConfig, Result};
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{ConvBatchNorm, Init, Linear, Mode, Scope, StageNorm};
-
-/// More channels than any layer here has; the bound keeps every product far from overflow.
-const MOST_CHANNELS: usize = 1 << 14;
-const MOST_BLOCKS: usize = 1 << 8;
 
 /// A row of MobileNetV2's table: blocks of one width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +31,9 @@ pub enum InvertedFlavour {
     ///
     /// Keys: `conv1.{0,1}`, `blocks.{g}.{b}.conv.{0,1,3,4,6,7}`, `conv2.{0,1}`.
     Plain,
-    /// mdistiller for Tiny-ImageNet: ReLU6, convolutions with bias, a 1x1 stem with padding 1 (which widens the map by two
-    /// pixels), the last 1x1 convolution is a feature, the classifier is stored as a 1x1 convolution; all layers start with
-    /// PyTorch's default.
+    /// mdistiller for Tiny-ImageNet: ReLU6, convolutions with bias, a 1x1 stem with padding 1 (which widens the map by
+    /// two pixels), the last 1x1 convolution is a feature, the classifier is stored as a 1x1 convolution; all layers
+    /// start with PyTorch's default.
     ///
     /// Keys: `pre.{0,1}`, `stage{g+1}.{b}.residual.{0,1,3,4,6,7}` (a row of one block has no `{b}`), `conv1.{0,1}`,
     /// `conv2.{weight,bias}`.
@@ -46,8 +42,8 @@ pub enum InvertedFlavour {
 
 /// MobileNetV2: stem, rows of inverted residual blocks, 1x1 convolution, global average, linear classifier.
 ///
-/// A block is a 1x1 convolution to `expansion` times the channels (also where that is 1), a depthwise 3x3 one and a 1x1 one
-/// to the output channels without activation; the input is added where the shape stays.
+/// A block is a 1x1 convolution to `expansion` times the channels (also where that is 1), a depthwise 3x3 one and a 1x1
+/// one to the output channels without activation; the input is added where the shape stays.
 /// f0 is the stem after its ReLU, f1 .. are the sums behind the rows that are shown: they have no ReLU, so there are no
 /// pre-activations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,8 +80,8 @@ fn stages(rows: [[usize; 4]; 7], shown: &[usize]) -> Vec<InvertedStage> {
 }
 
 impl MobileNetV2Config {
-    /// RepDistiller's network: `expansion` (its T) is that of all rows but the first, from 1 to 64; `width` from 1/16 to 16
-    /// scales stem and rows, truncating, and above 1 the last convolution, too; `stem_stride` is 1 or 2.
+    /// RepDistiller's network: `expansion` (its T) is that of all rows but the first, from 1 to 64; `width` from 1/16
+    /// to 16 scales stem and rows, truncating, and above 1 the last convolution, too; `stem_stride` is 1 or 2.
     ///
     /// `MobileNetV2` is `(6, 0.5, 2)`.
     ///
@@ -183,7 +179,7 @@ impl MobileNetV2Config {
         scope: &Scope,
         init: Init,
     ) -> Result<InvertedResidual> {
-        let (to, inside) = (stage.channels, from * stage.expansion);
+        let (to, inside) = (stage.channels, from.saturating_mul(stage.expansion));
         let pointwise = Conv2dSpec::default();
         let depthwise = Conv2dSpec::new(stride, 1).with_groups(inside);
         let expand = self.unit(scope, ["0", "1"], [inside, from, 1, 1], pointwise, init)?;
@@ -358,13 +354,14 @@ pub struct SeparableUnit {
     pub stride: usize,
 }
 
-/// MobileNet: a 3x3 convolution of stride 2, separable units, global average, linear classifier; batch norm and ReLU behind
-/// every convolution.
+/// MobileNet: a 3x3 convolution of stride 2, separable units, global average, linear classifier; batch norm and ReLU
+/// behind every convolution.
 ///
-/// f0, f1, .. are the ends of the stages, so f0 is not the stem; a pre-activation is the last batch norm of its stage, that
-/// of f0 among them, unlike in every other family.
+/// f0, f1, .. are the ends of the stages, so f0 is not the stem; a pre-activation is the last batch norm of its stage,
+/// that of f0 among them, unlike in every other family.
 ///
-/// Keys: `model.0.{0,1}` (stem), `model.{i}.{0,1,3,4}` (unit i from 1), `fc.*`. All layers start with PyTorch's default.
+/// Keys: `model.0.{0,1}` (stem), `model.{i}.{0,1,3,4}` (unit i from 1), `fc.*`. All layers start with PyTorch's
+/// default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MobileNetV1Config {
     /// Channels of the first convolution.

@@ -1,8 +1,10 @@
 //! Peers that learn from each other: complete networks side by side, or branches behind a shared trunk.
 
 use crate::block::Blocks;
-use crate::common::{check_images, check_range, config_error};
-use crate::head::{Head, HeadLayer, check_linear, mix, softmax};
+use crate::common::{
+    MOST_PARAMETERS, MOST_PARTS, check_images, check_layer, check_mode, check_range, config_error, saturating_sum,
+};
+use crate::head::{Head, HeadLayer, mix, softmax};
 use crate::staged::{End, Group, Plan, Shows, Walk, stage_norms};
 use crate::{Family, ModelConfig, Result};
 use candle_core::Tensor;
@@ -27,33 +29,36 @@ use retort_nn::{Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Sco
 pub struct PeersConfig {
     /// Number of peers, 1 to 64.
     pub peers: usize,
-    /// Groups of blocks in the trunk, at most all of the network's; `None`: complete networks, which share nothing, not even
-    /// the stem.
+    /// Groups of blocks in the trunk, at most all of the network's; `None`: complete networks, which share nothing, not
+    /// even the stem.
     pub shared: Option<usize>,
     /// Whether the gradient that enters the trunk is divided by the number of peers (intermediate-level rescaling).
     pub rescales: bool,
+    /// Key of the classifier of complete residual networks in place of `fc`; `None`: that of the network.
+    pub classifier: Option<&'static str>,
 }
 
 impl PeersConfig {
     /// Complete networks.
     #[must_use]
     pub fn complete(peers: usize) -> Self {
-        Self { peers, shared: None, rescales: false }
+        Self { peers, shared: None, rescales: false, classifier: None }
     }
 
-    /// Mutual contrastive learning (Yang et al. 2022, arXiv 2104.12565): two complete networks, or more than two branches
-    /// behind the first stage (of an HCGNet: behind its transition).
+    /// Mutual contrastive learning (Yang et al. 2022, arXiv 2104.12565): two complete networks, or more than two
+    /// branches behind the first stage (of an HCGNet: behind its transition). The classifiers of residual networks have
+    /// the key `classifier` of its code, whatever the family has.
     #[must_use]
     pub fn mcl(family: &Family, peers: usize) -> Self {
         let shared = (peers > 2).then(|| shared_stages(family, |_| 1));
-        Self { peers, shared, rescales: false }
+        Self { peers, shared, rescales: false, classifier: Some("classifier") }
     }
 
     /// ONE (Lan et al. 2018, arXiv 1806.04606): the branches repeat the last stage; see [`Gate`].
     #[must_use]
     pub fn one(family: &Family, peers: usize) -> Self {
         let shared = Some(shared_stages(family, |stages| stages.saturating_sub(1)));
-        Self { peers, shared, rescales: false }
+        Self { peers, shared, rescales: false, classifier: None }
     }
 
     /// CL-ILR (Song and Chai 2018, arXiv 1805.11761): the same with rescaled gradients.
@@ -76,17 +81,16 @@ fn shared_stages(family: &Family, count: impl FnOnce(usize) -> usize) -> usize {
     }
 }
 
-/// More peers than any experiment has.
-const MOST_PEERS: usize = 64;
-
 /// Networks that see the same images.
 ///
-/// Keys of complete networks: `module_list.{i}.*` with the keys of the network. Keys behind a trunk: those of the network for
-/// stem and shared groups, and for peer i from 0 the same with `_{i}`: `layer2_{i}`, `layer3_{i}`, `classifier_{i}` (also where
-/// the network says `fc`), `block2_{i}`, `bn_{i}` (wide ResNet), `conv2_{i}`, `bn2_{i}`, `linear_{i}` (ShuffleNetV2).
+/// Keys of complete networks: `module_list.{i}.*` with the keys of the network (the classifier's may be another one,
+/// see [`PeersConfig::classifier`]). Keys behind a trunk: those of the network for
+/// stem and shared groups, and for peer i from 0 the same with `_{i}`: `layer2_{i}`, `layer3_{i}`, `classifier_{i}`
+/// (also where the network says `fc`), `block2_{i}`, `bn_{i}` (wide ResNet), `conv2_{i}`, `bn2_{i}`, `linear_{i}`
+/// (ShuffleNetV2).
 ///
-/// Initial values are those of the network; only the classifier of a pre-activation network behind a trunk has PyTorch's default
-/// bias, as in MCL's code, in place of 0.
+/// Initial values are those of the network; only the classifier of a pre-activation network behind a trunk has
+/// PyTorch's default bias, as in MCL's code, in place of 0.
 pub struct Peers {
     form: Form,
     specs: Vec<NetworkSpec>,
@@ -105,6 +109,7 @@ struct Trunk {
     groups: Vec<Group>,
     /// The number by which the gradient is divided.
     divisor: usize,
+    frozen: bool,
 }
 
 /// What a peer has of its own.
@@ -129,8 +134,16 @@ impl Peers {
     ///
     /// As for [`Family::build`], and numbers of the configuration that are out of range.
     pub fn new(name: &str, family: &Family, config: &ModelConfig, peers: &PeersConfig, scope: &Scope) -> Result<Self> {
-        check_range(name, MOST_PEERS, [("peers", peers.peers)])?;
-        let Some(shared) = peers.shared else { return Self::complete(name, family, config, peers.peers, scope) };
+        check_range(name, MOST_PARTS, [("peers", peers.peers)])?;
+        let weights = family.parameter_count(name, config)?.saturating_mul(peers.peers);
+        if weights > MOST_PARAMETERS {
+            let message = format!("all peers must have at most {MOST_PARAMETERS} weights, found up to {weights}");
+            return Err(config_error(name, message));
+        }
+        let Some(shared) = peers.shared else {
+            let family = peers.classifier.map_or_else(|| family.clone(), |key| family.with_classifier(key));
+            return Self::complete(name, &family, config, peers.peers, scope);
+        };
         let Some(architecture) = family.architecture() else {
             return Err(config_error(name, "there are no groups of blocks that peers could share"));
         };
@@ -146,15 +159,16 @@ impl Peers {
         }
         let common = plan.multiply_adds();
         let divisor = if peers.rescales { peers.peers } else { 1 };
-        let trunk = Trunk { shows: architecture.shows(), stem, groups, divisor };
+        let trunk = Trunk { shows: architecture.shows(), stem, groups, divisor, frozen: scope.is_frozen() };
         let (mut rests, mut specs) = (Vec::new(), Vec::new());
         for peer in 0..peers.peers {
             let (rest, spec) = Rest::new(peer, plan.clone(), shared, (name, family, config), scope)?;
             rests.push(rest);
             specs.push(spec);
         }
-        let own = |spec: &NetworkSpec| spec.multiply_adds - common;
-        let multiply_adds = common + specs.iter().map(own).sum::<usize>();
+        // Counts of absurd sizes stay at the largest number, the common part then, too.
+        let own = |spec: &NetworkSpec| spec.multiply_adds.saturating_sub(common);
+        let multiply_adds = common.saturating_add(saturating_sum(specs.iter().map(own)));
         Ok(Self { form: Form::Split { trunk, peers: rests }, specs, multiply_adds })
     }
 
@@ -162,7 +176,7 @@ impl Peers {
         let list = scope.child("module_list");
         let networks: Vec<_> = (0..peers).map(|i| family.build(name, config, &list.child(i))).collect::<Result<_>>()?;
         let specs: Vec<_> = networks.iter().map(|network| network.spec().clone()).collect();
-        let multiply_adds = specs.iter().map(|spec| spec.multiply_adds).sum();
+        let multiply_adds = saturating_sum(specs.iter().map(|spec| spec.multiply_adds));
         Ok(Self { form: Form::Complete(networks), specs, multiply_adds })
     }
 
@@ -209,6 +223,7 @@ impl Peers {
 impl Trunk {
     fn walk(&self, spec: &NetworkSpec, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Walk> {
         check_images(spec, images)?;
+        check_mode(&spec.name, self.frozen, mode)?;
         let mut walk = Walk::new(self.shows, mode, taps, images)?;
         walk.stem(&self.stem)?;
         walk.groups(&self.groups)?;
@@ -287,8 +302,8 @@ impl Network for Peer<'_> {
 
 /// ONE's gate: which peer counts how much for an image (Lan et al. 2018, arXiv 1806.04606).
 ///
-/// `softmax(relu(bn(gate(x))))` of the pooled trunk `x` `[B, D]`, a share for each of the K peers: `[B, K]`. The teacher's
-/// logits are the sum of the peers' logits with these shares.
+/// `softmax(relu(bn(gate(x))))` of the pooled trunk `x` `[B, D]`, a share for each of the K peers: `[B, K]`. The
+/// teacher's logits are the sum of the peers' logits with these shares.
 ///
 /// Keys: `gate.*` (linear, D to K), `bn.*`. PyTorch's default initialisation.
 pub struct Gate(Head);
@@ -325,8 +340,9 @@ impl Gate {
 
 /// OKDDip's attention between peers (Chen et al. 2020, arXiv 1912.00350).
 ///
-/// With queries `q_i = Wq e_i` and keys `k_j = Wk e_j` of the embeddings `[B, D]`, one pair of projections for all peers and
-/// D/8 outputs without bias, peer i learns from peer j with the share `softmax_j(q_i . k_j)`, itself included.
+/// With queries `q_i = Wq e_i` and keys `k_j = Wk e_j` of the embeddings `[B, D]`, one pair of projections for all
+/// peers and D/8 outputs without bias, peer i learns from peer j with the share `softmax_j(q_i . k_j)`, itself
+/// included.
 ///
 /// Keys: `query.weight`, `key.weight`. PyTorch's default initialisation.
 pub struct PeerAttention {
@@ -341,7 +357,7 @@ impl PeerAttention {
     ///
     /// Sizes of zero, or weights that do not fit.
     pub fn new(inputs: usize, outputs: usize, scope: &Scope) -> Result<Self> {
-        check_linear("peer attention", inputs, outputs)?;
+        check_layer("peer attention", inputs, outputs)?;
         let linear = |key| Linear::with_init(&scope.child(key), inputs, outputs, Init::PyTorch, None);
         Ok(Self { query: linear("query")?, key: linear("key")? })
     }

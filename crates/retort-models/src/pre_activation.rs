@@ -1,9 +1,9 @@
-//! Residual networks with the activation before the convolutions (He et al. 2016, arXiv 1603.05027), wide ones among them
-//! (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
+//! Residual networks with the activation before the convolutions (He et al. 2016, arXiv 1603.05027), wide ones among
+//! them (Zagoruyko and Komodakis 2016, arXiv 1605.07146).
 
 use crate::block::{Block, Blocks, ConvRelu, NormRelu, Tap, Trace};
 use crate::common::{MOST_BLOCKS, MOST_CHANNELS, check_range, config_error};
-use crate::resnet::{Branch, Stage};
+use crate::resnet::{Branch, Stage, check_window};
 use crate::staged::{Architecture, Shows, Site};
 use crate::{ModelConfig, Result};
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
@@ -12,27 +12,27 @@ use retort_nn::{BatchNorm, Conv2d, ConvBatchNorm, Init, Linear, Mode, Scope, Sta
 /// What differs between the code bases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
-    /// `wrn_*`: bare stem; identity shortcuts take the raw map, projections (`convShortcut`) the activated one; batch norm
-    /// and ReLU behind the last group. Blocks are `block{G}.layer.{i}`.
+    /// `wrn_*`: bare stem; identity shortcuts take the raw map, projections (`convShortcut`) the activated one; batch
+    /// norm and ReLU behind the last group. Blocks are `block{G}.layer.{i}`.
     Wide,
-    /// `preact_resnet18` of Self-KD-Lib and zipfls: stem with batch norm and ReLU; **all** shortcuts take the activated map;
-    /// nothing behind the last stage. Blocks are `layer{L}.{b}`, projections `shortcut.0`; all layers start with PyTorch's
-    /// default.
+    /// `preact_resnet18` of Self-KD-Lib and zipfls: stem with batch norm and ReLU; **all** shortcuts take the activated
+    /// map; nothing behind the last stage. Blocks are `layer{L}.{b}`, projections `shortcut.0`; all layers start with
+    /// PyTorch's default.
     Activated,
-    /// `preresnet*` of the fidelity study: bare stem; all shortcuts take the raw map (projections `downsample.0`); batch norm
-    /// and ReLU behind the last stage. Blocks are `layer{L}.{b}`.
+    /// `preresnet*` of the fidelity study: bare stem; all shortcuts take the raw map (projections `downsample.0`);
+    /// batch norm and ReLU behind the last stage. Blocks are `layer{L}.{b}`.
     Raw,
 }
 
 /// A pre-activation network.
 ///
-/// A block is `shortcut + conv2(relu(bn2(conv1(a))))` with `a = relu(bn1(x))`; whether the shortcut takes `x` or `a` is the
-/// flavour's choice.
+/// A block is `shortcut + conv2(relu(bn2(conv1(a))))` with `a = relu(bn1(x))`; whether the shortcut takes `x` or `a` is
+/// the flavour's choice.
 ///
-/// f0 is the stem and f1 .. are the sums at the end of the stages: none of them is activated, save the stem where it ends
-/// with a ReLU. Where a batch norm follows the last stage the pre-activations are the batch norms by which the network goes
-/// on, for a wide ResNet `block2.layer.0.bn1(f1)`, `block3.layer.0.bn1(f2)` and `bn1(f3)`, taken from the ordinary pass:
-/// tapping them does not update the running statistics a second time (mdistiller's forward pass does).
+/// f0 is the stem and f1 .. are the sums at the end of the stages: none of them is activated, save the stem where it
+/// ends with a ReLU. Where a batch norm follows the last stage the pre-activations are the batch norms by which the
+/// network goes on, for a wide ResNet `block2.layer.0.bn1(f1)`, `block3.layer.0.bn1(f2)` and `bn1(f3)`, taken from the
+/// ordinary pass: tapping them does not update the running statistics a second time (mdistiller's forward pass does).
 ///
 /// Convolutions start with the fan-out normal rule, `fc` with PyTorch's default (a wide ResNet's with bias 0).
 ///
@@ -45,12 +45,19 @@ pub struct PreActivationConfig {
     pub branch: Branch,
     /// Channels of the stem.
     pub stem: usize,
+    /// Width of its window, odd, at most 255; 3 in the papers.
+    pub stem_kernel: usize,
+    /// Its step; 1 in the papers.
+    pub stem_stride: usize,
     /// The stages, in order.
     pub stages: Vec<Stage>,
+    /// Key of the classifier.
+    pub classifier: &'static str,
 }
 
 impl PreActivationConfig {
-    /// WRN-d-w: depth d = `6n + 4` with n >= 1 blocks a group, groups of `16w`, `32w` and `64w` channels, w from 1 to 1024.
+    /// WRN-d-w: depth d = `6n + 4` with n >= 1 blocks a group, groups of `16w`, `32w` and `64w` channels, w from 1 to
+    /// 1024.
     ///
     /// # Errors
     ///
@@ -68,17 +75,26 @@ impl PreActivationConfig {
             return Err(config_error(&model, format!("widen must be from 1 to 1024, found {widen}")));
         }
         let stages = Stage::rows(&[16 * widen, 32 * widen, 64 * widen], &[blocks; 3]);
-        Ok(Self { flavour: Flavour::Wide, branch: Branch::Basic, stem: 16, stages })
+        Ok(Self { stem: 16, stages, flavour: Flavour::Wide, ..Self::resnet18() })
     }
 
     /// The 18-layer network of the self-distillation code bases.
     #[must_use]
     pub fn resnet18() -> Self {
         let stages = Stage::rows(&[64, 128, 256, 512], &[2; 4]);
-        Self { flavour: Flavour::Activated, branch: Branch::Basic, stem: 64, stages }
+        Self {
+            flavour: Flavour::Activated,
+            branch: Branch::Basic,
+            stem: 64,
+            stem_kernel: 3,
+            stem_stride: 1,
+            stages,
+            classifier: "fc",
+        }
     }
 
-    /// The networks of the fidelity study: basic blocks below a depth of 44 (`6n + 2`), bottlenecks from there on (`9n + 2`).
+    /// The networks of the fidelity study: basic blocks below a depth of 44 (`6n + 2`), bottlenecks from there on
+    /// (`9n + 2`).
     ///
     /// # Errors
     ///
@@ -87,7 +103,7 @@ impl PreActivationConfig {
         let branch = if depth < 44 { Branch::Basic } else { Branch::Bottleneck };
         let blocks = branch.blocks_of_depth(&format!("preresnet{depth}"), depth)?;
         let stages = Stage::rows(&[16, 32, 64], &[blocks; 3]);
-        Ok(Self { flavour: Flavour::Raw, branch, stem: 16, stages })
+        Ok(Self { flavour: Flavour::Raw, branch, stem: 16, stages, ..Self::resnet18() })
     }
 
     fn init(&self) -> Init {
@@ -98,6 +114,7 @@ impl PreActivationConfig {
 impl Architecture for PreActivationConfig {
     fn check(&self, model: &str, _config: &ModelConfig) -> Result<()> {
         check_range(model, MOST_CHANNELS, [("stem channels", self.stem)])?;
+        check_window(model, self.stem_kernel, self.stem_stride)?;
         Stage::check(&self.stages, model)
     }
 
@@ -110,7 +127,8 @@ impl Architecture for PreActivationConfig {
     }
 
     fn stem(&self, inputs: usize, scope: &Scope) -> Result<Blocks> {
-        let (shape, spec) = ([self.stem, inputs, 3, 3], Conv2dSpec::new(1, 1));
+        let kernel = self.stem_kernel;
+        let (shape, spec) = ([self.stem, inputs, kernel, kernel], Conv2dSpec::new(self.stem_stride, kernel / 2));
         Ok(match self.flavour {
             Flavour::Activated => {
                 vec![Box::new(ConvRelu(ConvBatchNorm::new(scope, "conv1", "bn1", shape, spec, self.init())?))]
@@ -156,6 +174,10 @@ impl Architecture for PreActivationConfig {
 
     fn tail(&self, inputs: usize, keys: &[Scope]) -> Result<Blocks> {
         keys.iter().map(|key| Ok(Box::new(NormRelu(BatchNorm::new(key, inputs)?)) as Box<dyn Block>)).collect()
+    }
+
+    fn classifier_key(&self) -> &'static str {
+        self.classifier
     }
 
     fn classifier(&self, inputs: usize, classes: usize, scope: &Scope) -> Result<Linear> {
@@ -231,7 +253,8 @@ impl Block for PreActivationBlock {
         self.inner.iter().map(ConvBatchNorm::conv).chain([&self.last]).try_for_each(|conv| trace.conv(conv))
     }
 
+    /// None where the network shows no pre-activations: there the batch norm is inside of the stage, not at its end.
     fn norm(&self) -> Option<StageNorm> {
-        Some(self.norm.stage_norm())
+        (self.flavour != Flavour::Activated).then(|| self.norm.stage_norm())
     }
 }

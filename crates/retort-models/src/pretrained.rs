@@ -1,10 +1,12 @@
 //! Trained networks as folders, in the layout of the Hugging Face hub.
 
-use crate::import::exact_weights;
+use crate::import::{exact_weights, unfoldable};
 use crate::{Error, ModelConfig, Result, hub, info};
 use candle_core::{DType, Device, Tensor};
-use retort_nn::{Checkpoint, Network, Params, Tensors, WeightFile, write_atomically};
+use retort_nn::{Checkpoint, Network, Params, Tensors, WeightFile, shown, write_atomically};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -78,8 +80,8 @@ impl PretrainedConfig {
     ///
     /// # Errors
     ///
-    /// Names the file, the line and what is wrong: no JSON, an unknown field, another revision, an unknown architecture,
-    /// numbers that no network has.
+    /// Names the file, the line and what is wrong: no JSON, an unknown field, another revision, an unknown
+    /// architecture, numbers that no network has.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
         let refuse = |message: String| Error::File { path: path.display().to_string(), message };
@@ -88,7 +90,7 @@ impl PretrainedConfig {
             return Err(refuse(format!("expected a file of at most {MAX_CONFIG} bytes")));
         }
         let text = std::fs::read(&path).map_err(|e| refuse(format!("cannot read: {e}")))?;
-        let config: Self = serde_json::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+        let config: Self = serde_json::from_slice(&text).map_err(|e| refuse(field_error(&text, &e)))?;
         config.check().map_err(refuse)?;
         Ok(config)
     }
@@ -108,6 +110,46 @@ impl PretrainedConfig {
             return Err(format!("`normalisation` must have finite means and positive stds, found {mean:?}, {std:?}"));
         }
         Ok(())
+    }
+}
+
+/// What serde says, behind the names of the fields whose values are refused: by itself it says line and column only.
+fn field_error(text: &[u8], error: &serde_json::Error) -> String {
+    let said = one_line(&error.to_string());
+    let fields: Map<String, Value> = serde_json::from_slice(text).unwrap_or_default();
+    let wrong: Vec<String> = fields.iter().filter_map(|(name, value)| wrong_field(name, value)).collect();
+    if wrong.is_empty() { said } else { format!("{}: {said}", wrong.join(", ")) }
+}
+
+/// The name of a field of [`PretrainedConfig`] whose value is of another kind.
+fn wrong_field(name: &str, value: &Value) -> Option<String> {
+    fn fits<T: DeserializeOwned>(value: &Value) -> bool {
+        serde_json::from_value::<T>(value.clone()).is_ok()
+    }
+    let fits = match (name, value) {
+        ("format", _) => fits::<u32>(value),
+        ("architecture", _) => fits::<String>(value),
+        ("in_channels" | "classes", _) => fits::<usize>(value),
+        ("image", _) => fits::<[usize; 2]>(value),
+        ("data", _) => fits::<Option<String>>(value),
+        ("normalisation", Value::Object(rows)) => {
+            let mut rows = ["mean", "std"].into_iter().filter_map(|key| Some((key, rows.get(key)?)));
+            return rows.find(|(_, row)| !fits::<Vec<f32>>(row)).map(|(key, _)| format!("`normalisation.{key}`"));
+        }
+        ("normalisation", _) => value.is_null(),
+        _ => true,
+    };
+    (!fits).then(|| format!("`{name}`"))
+}
+
+/// A message that may repeat text of the file: without control characters, and cut in the middle, because its end says
+/// where.
+fn one_line(message: &str) -> String {
+    const MOST: usize = 200;
+    let plain: Vec<char> = message.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    match plain.len() > 2 * MOST {
+        true => plain[..MOST].iter().chain(&['.'; 3]).chain(&plain[plain.len() - MOST..]).collect(),
+        false => plain.into_iter().collect(),
     }
 }
 
@@ -134,12 +176,15 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
+    /// The files of a folder, in the order in which they are written.
+    pub const FILES: [&'static str; 3] = [WEIGHTS, CARD, CONFIG];
+
     /// Reads a folder: `config.json` and `model.safetensors`.
     ///
     /// # Errors
     ///
-    /// As for [`PretrainedConfig::load`] and [`WeightFile::open`]; [`Error::Weights`] if the weights are not exactly those of
-    /// the network.
+    /// As for [`PretrainedConfig::load`] and [`WeightFile::open`]; [`Error::Weights`] if the weights are not exactly
+    /// those of the network.
     pub fn load(folder: &Path) -> Result<Self> {
         let config = PretrainedConfig::load(folder)?;
         let path = folder.join(WEIGHTS);
@@ -153,19 +198,22 @@ impl Pretrained {
     }
 
     /// Writes the folder: the card, `model.safetensors`, and `config.json` last, so that a folder with one is whole.
-    /// Files of these names are replaced.
+    /// Files of these names ([`Pretrained::FILES`]) are replaced.
     ///
     /// # Errors
     ///
-    /// A configuration that no network has, weights that are not those of the network (both before anything is written), or a
-    /// file that cannot be written.
+    /// A configuration that no network has, weights that are not those of the network or not finite, by themselves or
+    /// folded (all before anything is written), or a file that cannot be written.
     pub fn save(&self, folder: &Path, card: &Card) -> Result<()> {
         let path = folder.join(CONFIG);
         let refuse = |message: String| Error::File { path: path.display().to_string(), message };
         self.config.check().map_err(refuse)?;
         self.frozen(&Device::Cpu)?;
         if let Some((name, _)) = self.tensors.iter().find(|(_, tensor)| !is_finite(tensor).unwrap_or(false)) {
-            return Err(refuse(format!("nothing was written: `{name}` holds values that are not finite")));
+            return Err(refuse(format!("nothing was written: `{}` holds values that are not finite", shown(name))));
+        }
+        if let Some(message) = unfoldable(&self.tensors)? {
+            return Err(refuse(format!("nothing was written: {message}")));
         }
         let meta = serde_json::json!({ "architecture": self.config.architecture });
         let weights = folder.join(WEIGHTS);
@@ -203,7 +251,7 @@ impl Pretrained {
             None => Ok(network),
             Some(name) => Err(Error::Config {
                 model: self.config.architecture.clone(),
-                message: format!("the weights hold `{name}`, which the network does not have"),
+                message: format!("the weights hold `{}`, which the network does not have", shown(name)),
             }),
         }
     }
@@ -211,8 +259,8 @@ impl Pretrained {
 
 /// Loads a trained network: from a folder, else from the cache of the Hugging Face hub as `owner/name`.
 ///
-/// The cache is looked up without any network. With the feature `hub` a repository that is not there is fetched into it,
-/// unless `HF_HUB_OFFLINE` is set.
+/// The cache is looked up without any network. With the feature `hub` a repository that is not there is fetched into
+/// it, unless `HF_HUB_OFFLINE` is set.
 ///
 /// ```no_run
 /// let teacher = retort_models::load_pretrained("models/resnet20-fashion-mnist")?;
@@ -222,8 +270,8 @@ impl Pretrained {
 ///
 /// # Errors
 ///
-/// As for [`Pretrained::load`]; a name that is neither a folder nor `owner/name`, or that is not in the cache: the message
-/// says where it was looked for and what to do.
+/// As for [`Pretrained::load`]; a name that is neither a folder nor `owner/name`, or that is not in the cache: the
+/// message says where it was looked for and what to do.
 pub fn load_pretrained(source: &str) -> Result<Pretrained> {
     let folder = Path::new(source);
     if folder.is_dir() {

@@ -2,31 +2,33 @@
 
 use crate::Result;
 use crate::block::Trace;
-use crate::common::{check_positive, check_range, config_error};
+use crate::common::{MOST_PARTS, check_layer, check_range, check_shape, config_error};
 use crate::fusion::check_map;
 use crate::head::check_count;
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec, max_pool2d, resize_nearest2d};
 use retort_nn::{Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Outputs, Scope, Taps};
 
-/// The bidirectional feature pyramid of FRSKD (Ji et al. 2021, arXiv 2103.08273), a self-teacher that is dropped after training.
+/// The bidirectional feature pyramid of FRSKD (Ji et al. 2021, arXiv 2103.08273), a self-teacher that is dropped after
+/// training.
 ///
 /// For maps f_1 .. f_L of c_s channels, each half as large as the one before (rounded up), with w_s = `width` c_s:
 ///
 /// * Lateral: `l_s = bn(conv1x1(relu(f_s)))` to w_s channels, and a second one `m_s` of its own for s > 1.
 /// * Up: `u_L = l_L`, `u_s = D_s(mean(l_s, bn(conv1x1(resize(relu(u_{s+1}))))))`, resized to the nearest position.
-/// * Down: `g_1 = u_1`, `g_s = D_s'(mean(m_s, u_s, bn(conv1x1(pool(relu(g_{s-1}))))))`, for the last one without u_L; pooled by
-///   3x3 maxima of stride 2 whose border is zero and, if it is uneven, wider at the end.
+/// * Down: `g_1 = u_1`, `g_s = D_s'(mean(m_s, u_s, bn(conv1x1(pool(relu(g_{s-1}))))))`, for the last one without u_L;
+///   pooled by 3x3 maxima of stride 2 whose border is zero and, if it is uneven, wider at the end.
 /// * Means are weighted by `relu(w) / (sum relu(w) + 1e-6)` with trainable w that start at 1.
 /// * D is `depth` times: ReLU, depthwise 3x3 convolution, 1x1 convolution, batch norm.
 /// * Classifier: global average of `relu(g_L)`, linear.
 ///
-/// Which convolutions, norms and weights there are is settled by the published counts (width 2, depth 2: 6 375 794 parameters
-/// and 392 171 520 multiply-adds on a ResNet18 for 100 classes); where the ReLUs stand is not, and is as written here.
+/// Which convolutions, norms and weights there are is settled by the published counts (width 2, depth 2: 6 375 794
+/// parameters and 392 171 520 multiply-adds on a ResNet18 for 100 classes); where the ReLUs stand is not, and is as
+/// written here.
 ///
 /// Keys: `lateral.{s}`, `lateral2.{s}`, `up_sample.{s}`, `down_sample.{s}` (each `.0` convolution, `.1` batch norm),
-/// `up.{s}.{d}`, `down.{s}.{d}` (`.0` depthwise, `.1` 1x1, `.2` batch norm), `up_weight.{s}`, `down_weight.{s}`, `fc`, with s
-/// from 0. PyTorch's default initialisation.
+/// `up.{s}.{d}`, `down.{s}.{d}` (`.0` depthwise, `.1` 1x1, `.2` batch norm), `up_weight.{s}`, `down_weight.{s}`, `fc`,
+/// with s from 0. PyTorch's default initialisation.
 pub struct Pyramid {
     maps: Vec<MapShape>,
     lateral: Vec<ConvBatchNorm>,
@@ -76,14 +78,14 @@ impl Pyramid {
     ///
     /// # Errors
     ///
-    /// Fewer than two maps, maps that are not each half as large as the one before (rounded up), numbers out of range, or
-    /// weights that do not fit.
+    /// Fewer than two maps, maps that are not each half as large as the one before (rounded up), numbers out of range,
+    /// or weights that do not fit.
     pub fn new(maps: &[MapShape], classes: usize, config: PyramidConfig, scope: &Scope) -> Result<Self> {
-        check_range(NAME, 64, [("width", config.width), ("depth", config.depth)])?;
-        check_positive(NAME, [("classes", classes)])?;
+        check_range(NAME, MOST_PARTS, [("width", config.width), ("depth", config.depth)])?;
         check_halving(maps)?;
         let wide: Vec<MapShape> =
-            maps.iter().map(|map| MapShape { channels: config.width.saturating_mul(map.channels), ..*map }).collect();
+            maps.iter().map(|map| MapShape { channels: config.width * map.channels, ..*map }).collect();
+        check_layer(NAME, wide[wide.len() - 1].channels, classes)?;
         let mut trace = Trace::new(NAME, maps[0]);
         let (mut lateral, mut lateral2, mut up, mut down) = (vec![], vec![], vec![], vec![]);
         for (s, (from, to)) in maps.iter().zip(&wide).enumerate() {
@@ -116,8 +118,8 @@ impl Pyramid {
         self.multiply_adds
     }
 
-    /// Stage maps f_1 .. f_L ([`Outputs::stages`]) to the self-teacher's outputs; its maps are g_1 .. g_L **after** the ReLU,
-    /// its pre-activations the same before it.
+    /// Stage maps f_1 .. f_L ([`Outputs::stages`]) to the self-teacher's outputs; its maps are g_1 .. g_L **after** the
+    /// ReLU, its pre-activations the same before it.
     ///
     /// # Errors
     ///
@@ -162,9 +164,7 @@ fn check_halving(maps: &[MapShape]) -> Result<()> {
     if maps.len() < 2 {
         return Err(config_error(NAME, format!("there must be at least two maps, found {}", maps.len())));
     }
-    for map in maps {
-        check_positive(NAME, [("channels", map.channels), ("height", map.height), ("width", map.width)])?;
-    }
+    maps.iter().try_for_each(|map| check_shape(NAME, map))?;
     let halves =
         |pair: &&[MapShape]| pair[1].height != pair[0].height.div_ceil(2) || pair[1].width != pair[0].width.div_ceil(2);
     match maps.windows(2).find(halves) {
@@ -246,8 +246,8 @@ impl Separable {
     }
 }
 
-/// 3x3 maxima of stride 2: `ceil(H / 2)` rows. The border of zeros takes one row at the end of an even map and one on each
-/// side of an odd one; the maps are not negative, so that it never wins.
+/// 3x3 maxima of stride 2: `ceil(H / 2)` rows. The border of zeros takes one row at the end of an even map and one on
+/// each side of an odd one; the maps are not negative, so that it never wins.
 fn pooled_to_half(x: &Tensor) -> retort_kernels::Result<Tensor> {
     let (_, _, height, width) = x.dims4()?;
     let pad = |x: &Tensor, dim: usize, size: usize| x.pad_with_zeros(dim, size % 2, 1);

@@ -1,5 +1,6 @@
 //! Which architectures there are.
 
+use crate::common::named;
 use crate::hcgnet::HcgNetConfig;
 use crate::lenet::{LeNet, LeNetConfig};
 use crate::mlp::{Mlp, MlpConfig};
@@ -11,7 +12,7 @@ use crate::staged::{Architecture, Staged};
 use crate::vgg::VggConfig;
 use crate::{Error, Result};
 use candle_core::{DType, Device};
-use retort_nn::{Network, NetworkSpec, Params, Scope, nearest};
+use retort_nn::{Network, NetworkSpec, Params, Scope, nearest, shown};
 use std::sync::LazyLock;
 
 /// What a network is built for.
@@ -68,20 +69,41 @@ pub enum Family {
 }
 
 impl Family {
-    /// Builds the network; its tensors are declared in `scope` under PyTorch's key names, `name` appears in its spec and in
-    /// errors.
+    /// Builds the network; its tensors are declared in `scope` under PyTorch's key names, `name` appears in its spec
+    /// and in errors.
     ///
     /// # Errors
     ///
-    /// Numbers that no network can be built from, sizes of zero, an image too small for the network's poolings or too large
-    /// for its layers, or weights that do not fit (see [`Scope::weight`]).
+    /// Numbers that no network can be built from, sizes of zero, an image too small for the network's poolings or too
+    /// large for its layers, or weights that do not fit (see [`Scope::weight`]).
     pub fn build(&self, name: &str, config: &ModelConfig, scope: &Scope) -> Result<Box<dyn Network>> {
-        Ok(match (self, self.architecture()) {
-            (Self::Mlp(family), _) => Box::new(Mlp::new(name, family, config, scope)?),
-            (Self::LeNet(family), _) => Box::new(LeNet::new(name, family, config, scope)?),
-            (_, Some(architecture)) => Box::new(Staged::new(name, architecture, config, scope)?),
-            (_, None) => unreachable!("every family but those with several linear layers is staged"),
-        })
+        let network = || -> Result<Box<dyn Network>> {
+            Ok(match (self, self.architecture()) {
+                (Self::Mlp(family), _) => Box::new(Mlp::new(name, family, config, scope)?),
+                (Self::LeNet(family), _) => Box::new(LeNet::new(name, family, config, scope)?),
+                (_, Some(architecture)) => Box::new(Staged::new(name, architecture, config, scope)?),
+                (_, None) => unreachable!("every family but those with several linear layers is staged"),
+            })
+        };
+        named(name, network())
+    }
+
+    /// Number of trainable parameters, found without drawing a weight.
+    pub(crate) fn parameter_count(&self, name: &str, config: &ModelConfig) -> Result<usize> {
+        let params = Params::declared(DType::F32, &Device::Cpu);
+        self.build(name, config, &params.root())?;
+        Ok(params.parameter_count())
+    }
+
+    /// The same with another key of a residual network's classifier, where that is `fc`.
+    pub(crate) fn with_classifier(&self, key: &'static str) -> Self {
+        let mut family = self.clone();
+        match &mut family {
+            Self::ResNet(config) if config.classifier == "fc" => config.classifier = key,
+            Self::PreActivation(config) if config.classifier == "fc" => config.classifier = key,
+            _ => {}
+        }
+        family
     }
 
     /// The family's groups of blocks, where it has any.
@@ -104,6 +126,8 @@ const RESNET: &str = "He et al. 2016, arXiv 1512.03385";
 const WRN: &str = "Zagoruyko and Komodakis 2016, arXiv 1605.07146";
 const PREACT: &str = "He et al. 2016, arXiv 1603.05027";
 const VGG: &str = "Simonyan and Zisserman 2015, arXiv 1409.1556, with batch norm and one linear layer";
+const GNOSIS_VGG: &str =
+    "Simonyan and Zisserman 2015, arXiv 1409.1556, without batch norm, as in Stanton et al. 2021, arXiv 2106.05945";
 const HCGNET: &str = "Yang et al. 2020, arXiv 1908.09699";
 const MOBILENET: &str = "Howard et al. 2017, arXiv 1704.04861";
 const MOBILENET_V2: &str = "Sandler et al. 2018, arXiv 1801.04381";
@@ -126,10 +150,7 @@ fn models() -> Vec<ModelInfo> {
         let family = PreActivationConfig::wide(depth, widen).expect("the depth is 6n + 4");
         entry(WRN)(name, Family::PreActivation(family))
     };
-    let vgg = |name, convolutions| {
-        let channels = [64, 128, 256, 512, 512];
-        entry(VGG)(name, Family::Vgg(VggConfig { channels, convolutions }))
-    };
+    let vgg = |name, convolutions| entry(VGG)(name, Family::Vgg(VggConfig::of(convolutions)));
     let mlp = |name, hidden: &[usize]| entry(MLP)(name, Family::Mlp(MlpConfig { hidden: hidden.to_vec() }));
     let resnet = |name, family| entry(RESNET)(name, Family::ResNet(family));
     let preact = |name, family| entry(PREACT)(name, Family::PreActivation(family));
@@ -149,6 +170,7 @@ fn models() -> Vec<ModelInfo> {
         cifar("resnet110", 110, THIN),
         cifar("resnet8x4", 8, X4),
         cifar("resnet32x4", 32, X4),
+        cifar("resnet8x4_double", 8, X4.map(|channels| 2 * channels)),
         wrn("wrn_16_1", 16, 1),
         wrn("wrn_16_2", 16, 2),
         wrn("wrn_28_2", 28, 2),
@@ -160,6 +182,10 @@ fn models() -> Vec<ModelInfo> {
         vgg("vgg13", [2, 2, 2, 2, 2]),
         vgg("vgg16", [2, 2, 3, 3, 3]),
         vgg("vgg19", [2, 2, 4, 4, 4]),
+        entry(GNOSIS_VGG)(
+            "gnosis_vgg16",
+            Family::Vgg(VggConfig { normalised: false, ..VggConfig::of([2, 2, 3, 3, 3]) }),
+        ),
         resnet("ResNet18", ResNetConfig::wide_cifar(Branch::Basic, [2, 2, 2, 2])),
         resnet("ResNet34", ResNetConfig::wide_cifar(Branch::Basic, [3, 4, 6, 3])),
         resnet("ResNet50", ResNetConfig::wide_cifar(Branch::Bottleneck, [3, 4, 6, 3])),
@@ -213,9 +239,7 @@ impl ModelInfo {
     ///
     /// As for [`Family::build`].
     pub fn parameter_count(&self, config: &ModelConfig) -> Result<usize> {
-        let params = Params::declared(DType::F32, &Device::Cpu);
-        self.family.build(self.name, config, &params.root())?;
-        Ok(params.parameter_count())
+        self.family.parameter_count(self.name, config)
     }
 }
 
@@ -227,7 +251,7 @@ impl ModelInfo {
 pub fn info(name: &str) -> Result<&'static ModelInfo> {
     let names = || registry().iter().map(|model| model.name);
     registry().iter().find(|model| model.name == name).ok_or_else(|| Error::UnknownModel {
-        name: name.to_string(),
+        name: shown(name),
         hint: nearest(name, names()).map(|near| format!(", did you mean `{near}`?")).unwrap_or_default(),
         known: names().collect::<Vec<_>>().join(", "),
     })
@@ -237,8 +261,8 @@ pub fn info(name: &str) -> Result<&'static ModelInfo> {
 ///
 /// # Errors
 ///
-/// An unknown name, sizes of zero, an image too small for the network's poolings or too large for its layers, or weights that do not fit (see
-/// [`Scope::weight`]).
+/// An unknown name, sizes of zero, an image too small for the network's poolings or too large for its layers, or
+/// weights that do not fit (see [`Scope::weight`]).
 pub fn build(name: &str, config: &ModelConfig, scope: &Scope) -> Result<Box<dyn Network>> {
     info(name)?.family.build(name, config, scope)
 }

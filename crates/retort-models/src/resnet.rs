@@ -101,6 +101,15 @@ impl Stage {
     }
 }
 
+/// Refuses the window of a stem that would not keep the place of a pixel.
+pub(crate) fn check_window(model: &str, kernel: usize, stride: usize) -> Result<()> {
+    check_range(model, 255, [("stem kernel", kernel), ("stem stride", stride)])?;
+    match kernel.is_multiple_of(2) {
+        true => Err(config_error(model, format!("stem kernel must be odd, found {kernel}"))),
+        false => Ok(()),
+    }
+}
+
 /// From the image to f0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResNetStem {
@@ -141,13 +150,13 @@ pub struct Projection {
 
 /// A residual network: stem, stages, global average, linear classifier.
 ///
-/// A block is `relu(branch(x) + shortcut(x))`, with batch norm behind every convolution and ReLU behind all but the last;
-/// the shortcut is a projection where the shape changes. f0 is the stem, f1 .. are the stages after the ReLU; a
+/// A block is `relu(branch(x) + shortcut(x))`, with batch norm behind every convolution and ReLU behind all but the
+/// last; the shortcut is a projection where the shape changes. f0 is the stem, f1 .. are the stages after the ReLU; a
 /// pre-activation is the sum before it.
 ///
 /// Keys: `conv1.weight`, `bn1.*`, `layer{L}.{b}.conv{1,2,3}.weight`, `layer{L}.{b}.bn{1,2,3}.*`,
-/// `layer{L}.0.{downsample,shortcut}.{0,1}.*`, `{fc,linear}.*`. Convolutions start with the fan-out normal rule unless it is
-/// said otherwise, the classifier with PyTorch's default.
+/// `layer{L}.0.{downsample,shortcut}.{0,1}.*`, `{fc,linear}.*`. Convolutions start with the fan-out normal rule unless
+/// it is said otherwise, the classifier with PyTorch's default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResNetConfig {
     /// Kind of block.
@@ -170,8 +179,8 @@ const DOWNSAMPLE: Projection = Projection { key: "downsample", normalised: true 
 const SHORTCUT: Projection = Projection { key: "shortcut", normalised: true };
 
 impl ResNetConfig {
-    /// `resnet8` .. `resnet110`, `resnet8x4`, `resnet32x4`: three stages; `channels` are those of the stem and the stages
-    /// (before expansion), `depth` is `6n + 2` with basic blocks and `9n + 2` with bottlenecks.
+    /// `resnet8` .. `resnet110`, `resnet8x4`, `resnet32x4`: three stages; `channels` are those of the stem and the
+    /// stages (before expansion), `depth` is `6n + 2` with basic blocks and `9n + 2` with bottlenecks.
     ///
     /// # Errors
     ///
@@ -189,8 +198,9 @@ impl ResNetConfig {
         })
     }
 
-    /// The trunk that cGAN-KD regresses with, for images of 64 pixels: [`ResNetConfig::cifar`] with basic blocks whose first
-    /// stage halves the map too (Ding et al. 2021, arXiv 2104.03164). The head that follows there is no part of it.
+    /// The trunk that cGAN-KD regresses with, for images of 64 pixels: [`ResNetConfig::cifar`] with basic blocks whose
+    /// first stage halves the map too (Ding et al. 2023, arXiv 2104.03164). The head that follows there is no part of
+    /// it.
     ///
     /// # Errors
     ///
@@ -237,8 +247,8 @@ impl ResNetConfig {
         }
     }
 
-    /// The 50 layers of the self-distillation code bases: projections are bare convolutions, all layers start with PyTorch's
-    /// default.
+    /// The 50 layers of the self-distillation code bases: projections are bare convolutions, all layers start with
+    /// PyTorch's default.
     #[must_use]
     pub fn self_distillation_resnet50() -> Self {
         Self {
@@ -249,7 +259,8 @@ impl ResNetConfig {
         }
     }
 
-    /// The 18 layers below MixSKD's heads: no ReLU between the stem and the first stage (Yang et al. 2022, arXiv 2208.05768).
+    /// The 18 layers below MixSKD's heads: no ReLU between the stem and the first stage (Yang et al. 2022, arXiv
+    /// 2208.05768).
     #[must_use]
     pub fn mixskd_backbone() -> Self {
         Self {
@@ -258,8 +269,8 @@ impl ResNetConfig {
         }
     }
 
-    /// The encoder of Squeeze-and-Span for small images: torchvision's 18 layers with a 3x3 stem of stride 1, no pooling, and
-    /// blocks that start as their shortcuts.
+    /// The encoder of Squeeze-and-Span for small images: torchvision's 18 layers with a 3x3 stem of stride 1, no
+    /// pooling, and blocks that start as their shortcuts.
     #[must_use]
     pub fn squeeze_and_span() -> Self {
         Self { stem: ResNetStem::small(64), zero_init_residual: true, ..Self::imagenet(Branch::Basic, [2, 2, 2, 2]) }
@@ -274,10 +285,7 @@ impl Architecture for ResNetConfig {
     fn check(&self, model: &str, _config: &ModelConfig) -> Result<()> {
         let ResNetStem { channels, kernel, stride, .. } = self.stem;
         check_range(model, MOST_CHANNELS, [("stem channels", channels)])?;
-        check_range(model, 255, [("stem kernel", kernel), ("stem stride", stride)])?;
-        if kernel.is_multiple_of(2) {
-            return Err(config_error(model, format!("stem kernel must be odd, found {kernel}")));
-        }
+        check_window(model, kernel, stride)?;
         Stage::check(&self.stages, model)
     }
 

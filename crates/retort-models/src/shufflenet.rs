@@ -1,8 +1,8 @@
-//! Networks that shuffle channels between groups: ShuffleNet (Zhang et al. 2018, arXiv 1707.01083) and ShuffleNetV2 (Ma et
-//! al. 2018, arXiv 1807.11164), for small images as in RepDistiller.
+//! Networks that shuffle channels between groups: ShuffleNet (Zhang et al. 2018, arXiv 1707.01083) and ShuffleNetV2 (Ma
+//! et al. 2018, arXiv 1807.11164), for small images as in RepDistiller.
 
 use crate::block::{Block, Blocks, ConvRelu, NormRelu, Tap, Trace};
-use crate::common::{check_range, config_error};
+use crate::common::{MOST_BLOCKS, MOST_CHANNELS, check_range, config_error};
 use crate::staged::{Architecture, Shows, Site};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
@@ -11,10 +11,6 @@ use retort_nn::{BatchNorm, Conv2d, ConvBatchNorm, Init, Mode, Scope};
 
 /// Channels of the stem.
 const STEM: usize = 24;
-/// More channels than any layer here has; the bound keeps every product far from overflow.
-const MOST_CHANNELS: usize = 1 << 14;
-const MOST_BLOCKS: usize = 1 << 8;
-
 /// `conv1` and `bn1`, stride 1.
 fn stem(kernel: usize, inputs: usize, scope: &Scope) -> Result<Blocks> {
     let (shape, spec) = ([STEM, inputs, kernel, kernel], Conv2dSpec::new(1, kernel / 2));
@@ -57,13 +53,13 @@ fn interleaved(a: &Tensor, b: &FeatureMap) -> retort_nn::Result<FeatureMap> {
 
 /// ShuffleNet: a 1x1 stem of 24 channels, three stages that halve the map, global average, linear classifier.
 ///
-/// A block is a grouped 1x1 convolution to a quarter of its output channels, channel shuffle, a depthwise 3x3 convolution
-/// and a grouped 1x1 one, and ends with `relu(branch + x)`; the first block of a stage with `relu(cat[branch, pooled x])`,
-/// pooled by the mean of 3x3 windows whose border counts (divisor 9).
+/// A block is a grouped 1x1 convolution to a quarter of its output channels, channel shuffle, a depthwise 3x3
+/// convolution and a grouped 1x1 one, and ends with `relu(branch + x)`; the first block of a stage with
+/// `relu(cat[branch, pooled x])`, pooled by the mean of 3x3 windows whose border counts (divisor 9).
 /// f0 is the stem and f1 .. f3 are the stages after the ReLU; a pre-activation is the sum or concatenation before it.
 ///
-/// Keys: `conv1`, `bn1`, `layer{L}.{b}.conv{1,2,3}`, `layer{L}.{b}.bn{1,2,3}`, `linear`. All layers start with PyTorch's
-/// default.
+/// Keys: `conv1`, `bn1`, `layer{L}.{b}.conv{1,2,3}`, `layer{L}.{b}.bn{1,2,3}`, `linear`. All layers start with
+/// PyTorch's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShuffleNetV1Config {
     /// Channels of the stages; each must exceed that of the stage before, the first one the stem's 24.
@@ -81,7 +77,8 @@ impl ShuffleNetV1Config {
         Self { out_planes: [240, 480, 960], blocks: [4, 8, 4], groups: 3 }
     }
 
-    /// Channels of the branch and whether the block halves the map, for block `index` of a stage fed with `from` channels.
+    /// Channels of the branch and whether the block halves the map, for block `index` of a stage fed with `from`
+    /// channels.
     fn branch(&self, model: &str, site: &Site, index: usize, from: usize) -> Result<(usize, bool)> {
         let to = self.out_planes[site.group];
         let halves = index == 0 && !site.keeps_size;
@@ -218,14 +215,16 @@ impl Block for GroupedBlock {
 /// ShuffleNetV2: a stem of 24 channels, three stages that halve the map, a 1x1 convolution, global average, linear
 /// classifier.
 ///
-/// A stage begins with a block of two convolved halves (a depthwise 3x3 convolution of stride 2 and a 1x1 one, the right
-/// half behind another 1x1 one) and goes on with blocks that convolve the second half of their channels and leave the first;
-/// each block ends with a channel shuffle of the two halves.
-/// f0 is the stem and f1 .. f3 are the stages behind the shuffle; a pre-activation is the concatenation of the untouched half
-/// and the last batch norm, before ReLU **and shuffle**, so its channels have another order than the feature's.
+/// A stage begins with a block of two convolved halves (a depthwise 3x3 convolution of stride 2 and a 1x1 one, the
+/// right half behind another 1x1 one) and goes on with blocks that convolve the second half of their channels and leave
+/// the first; each block ends with a channel shuffle of the two halves.
+/// f0 is the stem and f1 .. f3 are the stages behind the shuffle; a pre-activation is the concatenation of the
+/// untouched half and the last batch norm, before ReLU **and shuffle**, so its channels have another order than the
+/// feature's.
 ///
 /// Keys: `conv1`, `bn1`, `layer{L}.0.conv{1..5}`, `layer{L}.0.bn{1..5}` (left 1 and 2, right 3 to 5),
-/// `layer{L}.{b}.conv{1,2,3}`, `layer{L}.{b}.bn{1,2,3}`, `conv2`, `bn2`, `linear`. All layers start with PyTorch's default.
+/// `layer{L}.{b}.conv{1,2,3}`, `layer{L}.{b}.bn{1,2,3}`, `conv2`, `bn2`, `linear`. All layers start with PyTorch's
+/// default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShuffleNetV2Config {
     /// Channels of the stages, even.

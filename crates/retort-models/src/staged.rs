@@ -1,7 +1,7 @@
 //! Networks that are a stem, a row of groups of blocks, and a linear classifier: all but the fully connected ones.
 
 use crate::block::{Blocks, Tap, Trace};
-use crate::common::{check_images, check_sizes};
+use crate::common::{check_images, check_mode, check_sizes};
 use crate::{ModelConfig, Result};
 use candle_core::Tensor;
 use retort_kernels::FeatureMap;
@@ -9,8 +9,8 @@ use retort_nn::{Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Sco
 
 /// A family of architectures: how its stem, its groups of blocks and its end are built.
 ///
-/// A group can be built anywhere: in the network, in a branch behind an earlier group (auxiliary classifiers), or once for
-/// each peer behind a shared trunk. Groups are counted from 0.
+/// A group can be built anywhere: in the network, in a branch behind an earlier group (auxiliary classifiers), or once
+/// for each peer behind a shared trunk. Groups are counted from 0.
 pub(crate) trait Architecture: Send + Sync {
     /// Refuses numbers that no network can be built from; sizes of zero are refused already.
     fn check(&self, model: &str, config: &ModelConfig) -> Result<()>;
@@ -50,8 +50,8 @@ pub(crate) trait Architecture: Send + Sync {
         "fc"
     }
 
-    /// Where the groups of the auxiliary classifier `branch` (from 1) stand below the scope of all of them: by their place
-    /// in a PyTorch `Sequential`.
+    /// Where the groups of the auxiliary classifier `branch` (from 1) stand below the scope of all of them: by their
+    /// place in a PyTorch `Sequential`.
     fn branch_group_keys(&self, branch: usize, sites: &[Site]) -> Vec<String> {
         (0..sites.len()).map(|place| format!("block_extractor{branch}.{place}")).collect()
     }
@@ -212,6 +212,7 @@ pub(crate) struct Staged {
     stem: Blocks,
     groups: Vec<Group>,
     end: End,
+    frozen: bool,
 }
 
 impl Staged {
@@ -229,12 +230,12 @@ impl Staged {
             groups.push(plan.group(&plan.site(group), &scope.child(architecture.group_key(group)))?);
         }
         let keys: Vec<Scope> = architecture.tail_keys().iter().map(|key| scope.child(key)).collect();
-        let classes = config.classes;
+        let (classes, frozen) = (config.classes, scope.is_frozen());
         let scope = scope.child(architecture.classifier_key());
         let end = plan.end(&keys, |inputs| architecture.classifier(inputs, classes, &scope))?;
         let [height, width] = config.image;
         let spec = plan.spec(name, MapShape { channels: config.in_channels, height, width }, classes);
-        Ok(Self { spec, shows: architecture.shows(), stem, groups, end })
+        Ok(Self { spec, shows: architecture.shows(), stem, groups, end, frozen })
     }
 }
 
@@ -253,9 +254,37 @@ impl Network for Staged {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         check_images(&self.spec, images)?;
+        check_mode(&self.spec.name, self.frozen, mode)?;
         let mut walk = Walk::new(self.shows, mode, taps, images)?;
         walk.stem(&self.stem)?;
         walk.groups(&self.groups)?;
+        walk.end(&self.end)
+    }
+
+    fn mixing_points(&self) -> usize {
+        self.groups.len()
+    }
+
+    fn forward_mixed(
+        &self,
+        images: &Tensor,
+        mode: Mode,
+        taps: Taps,
+        point: usize,
+        change: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> retort_nn::Result<Outputs> {
+        check_images(&self.spec, images)?;
+        check_mode(&self.spec.name, self.frozen, mode)?;
+        let Some((before, behind)) = self.groups.split_at_checked(point).filter(|(_, behind)| !behind.is_empty())
+        else {
+            let message = format!("expected a mixing point less than {}, found {point}", self.groups.len());
+            return Err(retort_nn::Error::invalid(&self.spec.name, message));
+        };
+        let mut walk = Walk::new(self.shows, mode, taps, images)?;
+        walk.stem(&self.stem)?;
+        walk.groups(before)?;
+        walk.change(&self.spec.name, change)?;
+        walk.groups(behind)?;
         walk.end(&self.end)
     }
 }
@@ -329,6 +358,22 @@ impl Walk {
     /// The map of now, pooled: `[B, C]`.
     pub(crate) fn pooled(&self) -> retort_nn::Result<Tensor> {
         Ok(self.x.global_avg_pool2d()?)
+    }
+
+    /// Puts what `change` makes of the map of now in its place.
+    fn change(
+        &mut self,
+        network: &str,
+        change: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> retort_nn::Result<()> {
+        let map = self.x.to_tensor()?;
+        let changed = change(&map)?;
+        if changed.dims() != map.dims() {
+            let message = format!("a mixed map must keep its shape {:?}, found {:?}", map.dims(), changed.dims());
+            return Err(retort_nn::Error::invalid(network, message));
+        }
+        self.x = FeatureMap::from_tensor(&changed)?;
+        Ok(())
     }
 
     /// Divides the gradient that comes back to the map of now; its values stay.

@@ -1,29 +1,30 @@
-//! VGG with batch norm for small images (Simonyan and Zisserman 2015, arXiv 1409.1556; normalised, with one linear
-//! layer in place of three, as in RepDistiller).
+//! VGG for small images (Simonyan and Zisserman 2015, arXiv 1409.1556), with batch norm or without, and with one linear
+//! layer in place of three, as in RepDistiller.
 
-use crate::block::{Blocks, ConvRelu, MaxPool};
+use crate::block::{BareConvRelu, Blocks, ConvRelu, MaxPool};
 use crate::common::{MOST_BLOCKS, MOST_CHANNELS, check_range, config_error};
 use crate::staged::{Architecture, Shows, Site};
 use crate::{ModelConfig, Result};
 use retort_kernels::{Conv2dSpec, Pool2dSpec};
-use retort_nn::{ConvBatchNorm, Init, Linear, Scope};
+use retort_nn::{Conv2d, ConvBatchNorm, Init, Linear, Scope};
 
 /// `vgg8` .. `vgg19`: five blocks of 3x3 convolutions with bias, batch norm and ReLU, 2x2 maximum pooling between them,
-/// global average, linear classifier.
+/// global average, linear classifier. `gnosis_vgg16` is the same without batch norm: the fidelity study's network, of
+/// which nothing else is specified.
 ///
 /// f0 .. f4 are the blocks after their last ReLU, before the pooling; a pre-activation is the last batch norm of its
-/// block (entry 0 is f0 itself).
+/// block, or the last convolution where there is none (entry 0 is f0 itself).
 /// The pooling after block 3 exists for images of exactly 64 rows only, as in the reference.
 ///
 /// Keys: `block{B}.{3j}.weight`, `block{B}.{3j}.bias` (convolution j), `block{B}.{3j+1}.*` (its batch norm),
-/// `classifier.*`. Convolutions start with the fan-out normal rule and bias 0, the classifier with N(0, 0.01^2) and
-/// bias 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `classifier.*`; without batch norm `block{B}.{2j}.*`. Convolutions start with the fan-out normal rule and bias 0,
+/// the classifier with N(0, 0.01^2) and bias 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VggConfig {
-    /// Output channels of every convolution of a block; `[64, 128, 256, 512, 512]` in the paper.
-    pub channels: [usize; 5],
-    /// Convolutions of a block, at least 1 each.
-    pub convolutions: [usize; 5],
+    /// Output channels of each convolution, block by block; at least one a block.
+    pub blocks: [Vec<usize>; 5],
+    /// Whether a batch norm stands behind every convolution.
+    pub normalised: bool,
 }
 
 /// Whether a 2x2 pooling follows `block`: after blocks 0, 1 and 2, and after block 3 for images of exactly 64 rows.
@@ -34,8 +35,10 @@ fn is_pooled(block: usize, image: [usize; 2]) -> bool {
 /// Block 0 is the stem; group g is block g + 1 with the pooling before it.
 impl Architecture for VggConfig {
     fn check(&self, model: &str, config: &ModelConfig) -> Result<()> {
-        check_range(model, MOST_CHANNELS, self.channels.map(|channels| ("channels", channels)))?;
-        check_range(model, MOST_BLOCKS, self.convolutions.map(|count| ("convolutions of a block", count)))?;
+        for widths in &self.blocks {
+            check_range(model, MOST_BLOCKS, [("convolutions of a block", widths.len())])?;
+            check_range(model, MOST_CHANNELS, widths.iter().map(|&channels| ("channels", channels)))?;
+        }
         let [height, width] = config.image;
         let poolings = (0..5).filter(|&block| is_pooled(block, config.image)).count();
         let least = 1 << poolings;
@@ -96,19 +99,44 @@ impl Architecture for VggConfig {
 }
 
 impl VggConfig {
-    /// Block number `block`, fed as `site` is.
+    /// The paper's channels, 64, 128, 256, 512 and 512, with so many convolutions of each, and batch norm.
+    #[must_use]
+    pub fn of(convolutions: [usize; 5]) -> Self {
+        Self::uniform([64, 128, 256, 512, 512], convolutions)
+    }
+
+    /// Blocks of one width each, with so many convolutions, and batch norm.
+    #[must_use]
+    pub fn uniform(channels: [usize; 5], convolutions: [usize; 5]) -> Self {
+        let mut count = convolutions.into_iter();
+        // More convolutions than any network has are refused as well by one too many.
+        let blocks = channels.map(|width| vec![width; count.next().unwrap_or(0).min(MOST_BLOCKS + 1)]);
+        Self { blocks, normalised: true }
+    }
+
+    /// Block number `block`, fed as `site` is; with another number of convolutions than the family's all have the last
+    /// one's channels.
     fn block(&self, site: &Site, block: usize, scope: &Scope) -> Result<Blocks> {
-        let to = self.channels[block];
+        let own = &self.blocks[block];
+        let widths = match (site.blocks, own.last()) {
+            (Some(count), Some(&last)) if count != own.len() => vec![last; count],
+            _ => own.clone(),
+        };
         let mut units = Blocks::new();
-        for j in 0..site.blocks.unwrap_or(self.convolutions[block]) {
-            let from = if j == 0 { site.inputs } else { to };
-            let (conv, norm) = ((3 * j).to_string(), (3 * j + 1).to_string());
+        let mut from = site.inputs;
+        for (j, to) in widths.into_iter().enumerate() {
             let (shape, spec) = ([to, from, 3, 3], Conv2dSpec::new(1, 1));
             let init = match site.init {
                 Some(init) => [init, Init::pytorch_bias(&shape)],
                 None => [Init::KaimingNormalFanOut, Init::Constant(0.0)],
             };
-            units.push(Box::new(ConvRelu(ConvBatchNorm::with_bias(scope, [&conv, &norm], shape, spec, init)?)));
+            units.push(if self.normalised {
+                let (conv, norm) = ((3 * j).to_string(), (3 * j + 1).to_string());
+                Box::new(ConvRelu(ConvBatchNorm::with_bias(scope, [&conv, &norm], shape, spec, init)?))
+            } else {
+                Box::new(BareConvRelu(Conv2d::with_bias(&scope.child(2 * j), shape, spec, init[0], init[1])?))
+            });
+            from = to;
         }
         Ok(units)
     }

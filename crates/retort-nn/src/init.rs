@@ -5,8 +5,9 @@ use candle_core::{DType, Device, Tensor};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 
-/// More entries than any network here has; a larger request is a slip, not a tensor to allocate.
-const MAX_ELEMENTS: usize = 1 << 32;
+/// More entries than any layer here has; a larger request is a slip, not a tensor to allocate. They are drawn in f64, 2
+/// GiB.
+const MAX_ELEMENTS: usize = 1 << 28;
 
 /// A rule for the initial values of one tensor.
 ///
@@ -40,16 +41,20 @@ pub fn fan_in(shape: &[usize]) -> usize {
     shape.iter().skip(1).fold(1, |product, &n| product.saturating_mul(n))
 }
 
-/// Number of entries of `shape`, unless it is absurd.
+/// Number of entries of `shape`, unless it is absurd: also a dimension of 0 does not excuse the others.
 pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
-    let count = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).filter(|&n| n <= MAX_ELEMENTS);
-    count.ok_or_else(|| {
-        Error::invalid("init", format!("a tensor of shape {shape:?} has more than {MAX_ELEMENTS} entries"))
-    })
+    let most = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)));
+    match most.filter(|&n| n <= MAX_ELEMENTS) {
+        Some(count) => Ok(if shape.contains(&0) { 0 } else { count }),
+        None => {
+            Err(Error::invalid("weight", format!("a tensor of shape {shape:?} has more than {MAX_ELEMENTS} entries")))
+        }
+    }
 }
 
 impl Init {
-    /// PyTorch's default for the bias that belongs to a weight of `weight_shape`: uniform with bound `1 / sqrt(fan_in)`.
+    /// PyTorch's default for the bias that belongs to a weight of `weight_shape`: uniform with bound
+    /// `1 / sqrt(fan_in)`.
     #[must_use]
     pub fn pytorch_bias(weight_shape: &[usize]) -> Self {
         Self::Uniform { bound: 1.0 / (fan_in(weight_shape).max(1) as f64).sqrt() }
@@ -61,7 +66,7 @@ impl Init {
     ///
     /// # Errors
     ///
-    /// A bound or deviation that is negative or not finite, or a tensor of more than 2^32 entries.
+    /// A bound or deviation that is negative or not finite, or a tensor of more than 2^28 entries.
     pub fn draw(self, shape: &[usize], seed: Seed, dtype: DType, device: &Device) -> Result<Tensor> {
         let count = check_size(shape)?;
         let mut rng = seed.rng();
@@ -79,8 +84,8 @@ impl Init {
     /// The same rule with its numbers worked out for `shape`.
     fn resolved(self, shape: &[usize]) -> Result<Self> {
         let fan_in = fan_in(shape).max(1) as f64;
-        let receptive: usize = shape.iter().skip(2).product();
-        let fan_out = (shape.first().copied().unwrap_or(1) * receptive).max(1) as f64;
+        let outputs = shape.first().into_iter().chain(shape.iter().skip(2));
+        let fan_out = outputs.fold(1, |product: usize, &n| product.saturating_mul(n)).max(1) as f64;
         let rule = match self {
             Self::KaimingNormalFanOut => Self::Normal { std: (2.0 / fan_out).sqrt() },
             Self::KaimingNormalFanIn => Self::Normal { std: (2.0 / fan_in).sqrt() },
@@ -130,6 +135,27 @@ mod tests {
         };
         assert_eq!(draw(Init::Normal { std: 1.0 }), [0.8730830668541392, 0.6528374712672157, 0.7438813592226706]);
         assert_eq!(draw(Init::Uniform { bound: 1.0 }), [0.8190667032376182, 0.29205635132370866, 0.5386404005187155]);
+    }
+
+    #[test]
+    fn absurd_shapes_are_no_panic() {
+        let rules = [Init::KaimingNormalFanOut, Init::KaimingNormalFanIn, Init::PyTorch, Init::Constant(1.0)];
+        let absurd: [&[usize]; 6] = [
+            &[usize::MAX, 0, 5],
+            &[usize::MAX, 0, usize::MAX],
+            &[0, usize::MAX, usize::MAX, 3],
+            &[1 << 14, (1 << 14) + 1],
+            &[17_000_000_000, 64],
+            &[usize::MAX, usize::MAX],
+        ];
+        for rule in rules {
+            for shape in absurd {
+                let message = rule.draw(shape, Seed::root(0), DType::F32, &Device::Cpu).unwrap_err().to_string();
+                assert!(message.contains(&format!("{shape:?} has more than 268435456 entries")), "{message}");
+            }
+            let none = rule.draw(&[1 << 20, 0, 5], Seed::root(0), DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(none.elem_count(), 0);
+        }
     }
 
     #[test]

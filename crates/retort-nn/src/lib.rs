@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use fields::no_fields;
 pub use init::{Init, fan_in};
 pub use layers::{BatchNorm, Conv2d, ConvBatchNorm, Linear};
-pub use names::nearest;
+pub use names::{nearest, shown};
 pub use network::{MapShape, Mode, Network, NetworkSpec, Outputs, StageNorm, Taps};
 pub use optim::{Optimizer, OptimizerConfig, ParamGroup};
 pub use params::{Buffer, LoadReport, Params, Scope, Tensors};

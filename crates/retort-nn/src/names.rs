@@ -1,4 +1,4 @@
-//! Nearest valid names, for error messages.
+//! Names in error messages: nearest valid ones, and those of files.
 
 /// The candidate with the smallest edit distance to `name`, if it is close enough to be a plausible slip.
 ///
@@ -7,12 +7,26 @@
 /// assert_eq!(retort_nn::nearest("elephant", ["resnet8", "vgg8"].into_iter()), None);
 /// ```
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.chars().count() / 2).max(2);
+    let (length, lower) = (name.chars().count(), name.to_lowercase());
+    let limit = (length / 2).max(2);
     candidates
-        .map(|candidate| (edit_distance(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
+        // The distance is at least the difference of the lengths, and dear for long texts.
+        .filter(|candidate| candidate.chars().take(length + limit + 1).count().abs_diff(length) <= limit)
+        .map(|candidate| (edit_distance(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// Text of a file or a request as it may stand in a message: without control characters, and cut off after a line.
+///
+/// ```
+/// assert_eq!(retort_nn::shown("fc.\nweight"), "fc.\\nweight");
+/// assert!(retort_nn::shown(&"x".repeat(100_000)).len() < 200);
+/// ```
+#[must_use]
+pub fn shown(text: &str) -> String {
+    crate::torch_file::shown(text)
 }
 
 /// Levenshtein's distance: insertions, deletions and substitutions.

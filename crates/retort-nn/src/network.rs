@@ -151,4 +151,27 @@ pub trait Network: Send + Sync {
     ///
     /// Images of another shape than the network was built for, or a frozen network in [`Mode::Train`].
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> Result<Outputs>;
+
+    /// Number of places at which [`Network::forward_mixed`] can change what goes on: the inputs of the stages behind the
+    /// stem. 0 for a network without stages.
+    fn mixing_points(&self) -> usize {
+        0
+    }
+
+    /// As [`Network::forward`], with the input of one stage changed on the way, `[B, C, H, W]` to a tensor of the same
+    /// shape: manifold mixup (Verma et al. 2019, arXiv 1806.05236) mixes the rows of a batch there.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Network::forward`]; `point >= mixing_points()`, whatever `change` refuses, another shape than it was given.
+    fn forward_mixed(
+        &self,
+        _images: &Tensor,
+        _mode: Mode,
+        _taps: Taps,
+        point: usize,
+        _change: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<Outputs> {
+        Err(Error::invalid(&self.spec().name, format!("expected a mixing point, found {point}: it has no stages")))
+    }
 }

@@ -1,8 +1,9 @@
 //! The files of `torch.save` (`.pth`, `.pt`), read as data.
 //!
-//! Such a file is a zip archive of a pickle and of one entry of raw bytes a storage. A pickle is a program for a small
-//! machine that may call any function of Python; this reader knows the few instructions that a state dict is made of,
-//! refuses every other one, and has nothing that could be called.
+//! Such a file is a zip archive of a pickle and of one entry of raw bytes a storage; before PyTorch 1.6 it was a row of
+//! pickles with the storages behind them (`legacy.rs`). A pickle is a program for a small machine that may call any function
+//! of Python; this reader knows the few instructions that a checkpoint is made of, refuses every other one, and has nothing
+//! that could be called.
 //!
 //! Why not candle's reader (`candle_core::pickle`, 0.11.1): it runs no code either, but it was not written for files of
 //! strangers. A short argument tuple makes it panic, an integer of nine bytes or a huge offset too where overflow is checked;
@@ -17,10 +18,17 @@
 //! - nothing is allocated by a size that the file claims: entries are slices of the file, which are never compressed, and a
 //!   tensor has no more elements than its storage has bytes for;
 //! - a pickle of more than 8 MiB or of more than a million values is refused: a state dict takes about twenty a tensor;
-//! - entries are compared with their CRC, where the writer computed one.
+//! - entries are compared with their CRC, where the writer computed one; the older format has none, but every byte of such a
+//!   file belongs to a pickle or to a storage of the announced size.
 
+mod legacy;
 mod pickle;
+mod state_dict;
+mod value;
 mod zip;
+
+use pickle::{Limits, MAX_PICKLE, Pickled};
+use state_dict::StateDict;
 
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +49,14 @@ pub(crate) struct Element {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) element: Element,
-    /// Name of the storage's entry below `data/`.
+    /// Name of the storage, which is that of its entry below `data/` in a zip file.
     storage: Arc<str>,
     /// Elements of the storage.
     count: usize,
+    /// Where in the storage the piece begins that the view is of, and how many elements it has: in newer files always all.
+    start: usize,
+    length: usize,
+    /// From the beginning of the piece.
     offset: usize,
     pub(crate) shape: Vec<usize>,
     strides: Vec<usize>,
@@ -53,6 +65,8 @@ pub(crate) struct View {
 /// An open file: the views of its state dict, and the bytes that they look at.
 pub(crate) struct TorchFile {
     bytes: Vec<u8>,
+    /// Whether the file is no zip archive, but has the format before PyTorch 1.6.
+    pub(crate) legacy: bool,
     /// Under which key of the pickle the state dict was, if it was not the whole of it.
     pub(crate) container: Option<&'static str>,
     pub(crate) views: BTreeMap<String, View>,
@@ -65,12 +79,28 @@ pub(crate) struct TorchFile {
 /// More dimensions than any weight has.
 const MAX_RANK: usize = 8;
 
+/// A key of the state dict. A text is stored once but may be referred to by every second byte of a pickle, so nothing long
+/// may be copied for each reference.
+const MAX_NAME: usize = 1024;
+
 /// Why a file was refused, without its name.
 type Refusal = String;
 
+/// How a zip file begins.
+const ARCHIVE: &[u8] = b"PK\x03\x04";
+
 impl TorchFile {
-    /// Finds the state dict and checks every tensor of it against the archive; reads no value yet.
+    /// Whether the file begins as one that `torch.save` writes.
+    pub(crate) fn is_one(bytes: &[u8]) -> bool {
+        bytes.starts_with(ARCHIVE) || bytes.starts_with(legacy::MAGIC)
+    }
+
+    /// Finds the state dict and checks every tensor of it against the file; reads no value yet.
     pub(crate) fn parse(bytes: Vec<u8>) -> Result<Self, Refusal> {
+        if bytes.starts_with(ARCHIVE) { Self::parse_archive(bytes) } else { legacy::parse(bytes) }
+    }
+
+    fn parse_archive(bytes: Vec<u8>) -> Result<Self, Refusal> {
         let entries = zip::entries(&bytes)?;
         let root = root(&entries)?;
         let entry = |name: &str| -> Result<Option<&[u8]>, Refusal> {
@@ -83,7 +113,11 @@ impl TorchFile {
             Some(other) => return Err(format!("unknown byte order `{}`", shown(&String::from_utf8_lossy(other)))),
         };
         let pickle = entry("data.pkl")?.expect("the root was found by it");
-        let pickle::StateDict { container, views, others } = pickle::state_dict(pickle)?;
+        if pickle.len() > MAX_PICKLE {
+            return Err(format!("data.pkl has {} bytes, a state dict at most {MAX_PICKLE}", pickle.len()));
+        }
+        let pickled = Pickled::read(pickle, 0, "data.pkl", Limits::OBJECT)?;
+        let StateDict { container, views, others } = pickled.state_dict()?;
         let mut storages = BTreeMap::new();
         for (key, view) in &views {
             let name = format!("{root}/data/{}", view.storage);
@@ -96,7 +130,7 @@ impl TorchFile {
                 storages.insert(view.storage.clone(), range);
             }
         }
-        Ok(Self { bytes, container, views, others, storages, big_endian })
+        Ok(Self { bytes, legacy: false, container, views, others, storages, big_endian })
     }
 
     /// A copy of one tensor in row-major order, in its own type; `name` is a key of `views`.
@@ -140,19 +174,19 @@ impl View {
         let most = self.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size.max(1)));
         let elements = if self.shape.contains(&0) { most.map(|_| 0) } else { most };
         // An expanded tensor repeats elements; without a limit a storage of four bytes could become a terabyte.
-        if elements.is_none_or(|n| n > self.count) {
-            return Err(format!("shape {:?} has more elements than its storage of {}", self.shape, self.count));
+        if elements.is_none_or(|n| n > self.length) {
+            return Err(format!("shape {:?} has more elements than its storage of {}", self.shape, self.length));
         }
         match self.end() {
-            Some(end) if end <= self.count => Ok(()),
+            Some(end) if end <= self.length => Ok(()),
             _ => Err(format!(
                 "offset {}, shape {:?} and strides {:?} reach beyond a storage of {} elements",
-                self.offset, self.shape, self.strides, self.count
+                self.offset, self.shape, self.strides, self.length
             )),
         }
     }
 
-    /// One beyond the last element that the view touches.
+    /// One beyond the last element of the piece that the view touches.
     fn end(&self) -> Option<usize> {
         if self.shape.contains(&0) {
             return Some(self.offset);
@@ -170,7 +204,7 @@ impl View {
         let elements: usize = self.shape.iter().product();
         let mut gathered = Vec::with_capacity(elements * size);
         let mut index = vec![0; self.shape.len()];
-        let mut at = self.offset;
+        let mut at = self.start + self.offset;
         for _ in 0..elements {
             gathered.extend_from_slice(&storage[at * size..][..size]);
             for axis in (0..index.len()).rev() {

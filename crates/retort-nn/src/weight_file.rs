@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 /// A file of trained weights by whatever program: what is in it, and one tensor after the other.
 ///
-/// Read are safetensors and what `torch.save` writes for a state dict (the zip format, PyTorch 1.6 and newer), told apart by
-/// their content. Both are read as data: nothing of a file is ever run, whatever it asks for, and nothing is allocated by a
-/// size that a file claims.
+/// Read are safetensors and what `torch.save` writes for a state dict (the zip format of PyTorch 1.6 and newer, and the
+/// row of pickles that PyTorch 0.1.11 to 1.5 wrote, from Python 2 too), told apart by their content. All are read as
+/// data: nothing of a file is ever run, whatever it asks for, and nothing is allocated by a size that a file claims.
 ///
-/// In a PyTorch file the state dict may be the whole or stand under `model`, `state_dict` or `net`, beside numbers, texts,
-/// lists and an optimiser's state. Every other object (a whole module, command line options, NumPy scalars) is refused by its
-/// name, because it can only be restored by running code.
+/// In a PyTorch file the state dict may be the whole or stand under `model`, `state_dict` or `net`, beside numbers
+/// (NumPy's too), texts, lists, an optimiser's state and command line options (`argparse.Namespace`), which are read
+/// over. Every other object (a whole module, an array) is refused by its name, because it can only be restored by
+/// running code.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -66,7 +67,7 @@ impl WeightFile {
     pub fn open(path: &Path) -> Result<Self> {
         let refuse = |message| Error::file(path, message);
         let bytes = read(path)?;
-        let content = if bytes.starts_with(b"PK\x03\x04") {
+        let content = if TorchFile::is_one(&bytes) {
             Content::Torch(TorchFile::parse(bytes).map_err(refuse)?)
         } else if let Some(reason) = foreign(&bytes) {
             return Err(refuse(reason));
@@ -93,8 +94,13 @@ impl WeightFile {
     pub fn describe(&self) -> String {
         match &self.content {
             Content::Safetensors(_) => "safetensors".into(),
-            Content::Torch(TorchFile { container: Some(key), .. }) => format!("PyTorch, state dict under `{key}`"),
-            Content::Torch(_) => "PyTorch, a bare state dict".into(),
+            Content::Torch(file) => {
+                let format = if file.legacy { "PyTorch (format before 1.6)" } else { "PyTorch" };
+                match file.container {
+                    Some(key) => format!("{format}, state dict under `{key}`"),
+                    None => format!("{format}, a bare state dict"),
+                }
+            }
         }
     }
 
@@ -188,15 +194,22 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Why a file is neither a zip file nor safetensors, as far as its first bytes tell.
+/// Why a file is neither PyTorch's nor safetensors, as far as its first bytes tell.
 fn foreign(bytes: &[u8]) -> Option<String> {
     const LFS: &[u8] = b"version https://git-lfs";
+    /// Where a tar file says that it is one.
+    const TAR_AT: usize = 257;
     match bytes {
         [] => Some("is empty".into()),
-        // Every pickle since protocol 2 begins so; torch.save wrote a row of them before PyTorch 1.6.
-        [0x80, 2..=5, ..] => Some(
-            "a pickle outside of a zip file: the format of torch.save before PyTorch 1.6, which is not read; load and save it \
-             once more: torch.save(torch.load(\"OLD.pth\", weights_only=True), \"NEW.pth\")"
+        // Such a beginning may also be the length of a header of safetensors, which has `{` in this place.
+        [0x80, 2..=5, ..] if bytes.get(8) != Some(&b'{') => Some(
+            "a pickle that does not begin as those of torch.save do: of another protocol than 2, cut off, damaged, or \
+             written by something else; save the weights by torch.save(model.state_dict(), ..)"
+                .into(),
+        ),
+        _ if bytes.get(TAR_AT..).is_some_and(|rest| rest.starts_with(b"ustar")) => Some(
+            "a tar file: the format of torch.save before PyTorch 0.1.11, which is not read; if you trust the file, load \
+             and save it once more: torch.save(torch.load(\"OLD.pth\", weights_only=False), \"NEW.pth\")"
                 .into(),
         ),
         _ if bytes.starts_with(LFS) => Some("a pointer of Git LFS, not the weights; fetch them by `git lfs pull`".into()),

@@ -38,6 +38,9 @@ pub enum Error {
     /// The function under test failed.
     #[error("{0}")]
     Function(String),
+    /// An augmentation refused its arguments.
+    #[error(transparent)]
+    Datasets(#[from] retort_datasets::Error),
     /// A loss refused its arguments.
     #[error(transparent)]
     Losses(#[from] retort_losses::Error),

@@ -224,7 +224,7 @@ impl Objective for Offline {
         let context = Context {
             student: seen,
             teacher: teacher.as_ref(),
-            labels: &batch.labels,
+            labels: batch.labels()?,
             label_ids: &batch.label_ids,
             index: &batch.index,
             epoch: step.epoch,

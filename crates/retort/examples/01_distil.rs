@@ -1,7 +1,7 @@
 //! Trains a small teacher on 8x8 digits and distils it into a smaller student: `cargo run --release -p retort --example 01_distil`.
 
 use candle_core::Device;
-use retort::datasets::{Dataset, Sampling, Split};
+use retort::datasets::{Dataset, Sampling, Split, ViewConfig};
 use retort::losses::LossConfig;
 use retort::losses::output::{CeConfig, KdConfig};
 use retort::models::ModelConfig;
@@ -54,7 +54,7 @@ fn run(
     let mut phases = [Phase {
         name: "train".into(),
         epochs,
-        plan: BatchPlan { batch_size: 64, sampling: Sampling::Shuffled, transforms: vec![] },
+        plan: BatchPlan { batch_size: 64, sampling: Sampling::Shuffled, views: vec![ViewConfig::default()] },
         transform: Box::new(Identity),
         optimizer: OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, dampening: 0.0, weight_decay: 5e-4 },
         schedule: ScheduleConfig { lr: 0.05, warmup_epochs: 0, decay: Decay::Cosine { floor: 0.0 } },

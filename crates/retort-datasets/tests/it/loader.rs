@@ -1,23 +1,19 @@
 //! Order, values and reproducibility of batches.
 
-use super::{RGB, synthetic};
+use super::data;
 use proptest::prelude::*;
 use rand::Rng;
-use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, Split, TransformConfig, load, sample_rng};
-
-fn data(n: usize) -> Dataset {
-    synthetic(RGB, 3, (0..n as u32).map(|i| i % 3).collect())
-}
+use retort_datasets::{Batch, Loader, LoaderConfig, Sampling, Split, TransformConfig, ViewConfig, load, sample_rng};
 
 fn config(batch_size: usize) -> LoaderConfig {
     LoaderConfig {
         batch_size,
         sampling: Sampling::Shuffled,
         drop_last: false,
-        transforms: vec![
+        views: vec![ViewConfig::new(vec![
             TransformConfig::RandomCrop { padding: 2 },
             TransformConfig::HorizontalFlip { probability: 0.5 },
-        ],
+        ])],
         seed: 7,
     }
 }
@@ -48,7 +44,7 @@ fn evaluation_is_in_stored_order_and_normalised() {
     let mut row = 0;
     for batch in &batches {
         assert_eq!(batch.images.dims(), [batch.len(), 3, 4, 5]);
-        assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), batch.label_ids);
+        assert_eq!(batch.labels().unwrap().to_vec1::<u32>().unwrap(), batch.label_ids);
         for image in values(batch).chunks(60) {
             let stored = data.image(row).unwrap();
             for (k, &value) in image.iter().enumerate() {
@@ -68,7 +64,7 @@ fn evaluation_is_in_stored_order_and_normalised() {
 #[test]
 fn padding_is_black_before_normalization() {
     let mut config = config(64);
-    config.transforms.truncate(1);
+    config.views[0].transforms.truncate(1);
     let loader = Loader::new(data(64), config).unwrap();
     let batch = loader.epoch(0).next().unwrap().unwrap();
     let black = [-0.1f64 / 0.5, -0.3 / 0.6, -0.5 / 0.7];
@@ -142,11 +138,11 @@ fn every_order_of_three_rows_is_equally_likely() {
 #[test]
 fn sample_stream_is_pinned() {
     // SHA-256 and ChaCha8 written out in Python: a record made today can be made again later.
-    let mut rng = sample_rng(1, 2, 3);
+    let mut rng = sample_rng(1, 2, 3, 0);
     assert_eq!(rng.next_u64(), 0x7cbb_0342_2fc5_aff2);
     assert_eq!(rng.next_u64(), 0xea0f_b79e_e58c_6832);
     let distinct: std::collections::BTreeSet<u64> = [(1, 2, 3), (3, 2, 1), (2, 1, 3), (1, 3, 2), (0, 2, 3), (1, 2, 4)]
-        .map(|(s, e, i)| sample_rng(s, e, i).next_u64())
+        .map(|(s, e, i)| sample_rng(s, e, i, 0).next_u64())
         .into();
     assert_eq!(distinct.len(), 6);
 }
@@ -159,7 +155,7 @@ fn wrong_configurations_are_refused() {
     let drop_last = LoaderConfig { drop_last: true, ..config(11) };
     assert!(message(drop_last).contains("at most the 10 rows, found 11"));
     let mut wide = config(2);
-    wide.transforms = vec![TransformConfig::RandomCrop { padding: 4 }];
+    wide.views = vec![ViewConfig::new(vec![TransformConfig::RandomCrop { padding: 4 }])];
     assert!(message(wide).contains("random-crop"));
     assert!(Loader::eval(data(10), 0).is_err());
     // One batch of everything, however large the number.
@@ -168,7 +164,7 @@ fn wrong_configurations_are_refused() {
 
 #[test]
 fn configuration_is_closed() {
-    let text = r#"{"batch_size":2,"sampling":{"kind":"shuffled"},"drop_last":true,"transforms":[],"seed":1"#;
+    let text = r#"{"batch_size":2,"sampling":{"kind":"shuffled"},"drop_last":true,"views":[{}],"seed":1"#;
     assert!(serde_json::from_str::<LoaderConfig>(&format!("{text}}}")).is_ok());
     let typo = serde_json::from_str::<LoaderConfig>(&format!("{text},\"sede\":2}}"));
     assert!(typo.unwrap_err().to_string().contains("unknown field `sede`"));
@@ -216,4 +212,53 @@ proptest! {
         };
         prop_assert_eq!(run(1), run(2));
     }
+}
+
+#[test]
+fn prefetching_changes_no_bit() {
+    let loader = Loader::new(data(50), config(8)).unwrap();
+    let plain = bits(loader.epoch(2));
+    for (threads, depth) in [(1, 1), (1, 3), (2, 1), (2, 100)] {
+        let ahead = loader.clone().prefetch(threads, depth).unwrap();
+        assert_eq!(bits(ahead.epoch(2)), plain);
+        assert_eq!(bits(ahead.epoch_from(2, 3)), plain[3..]);
+        assert_eq!(bits(ahead.epoch_from(2, 99)), []);
+        // Two iterators at once, and one that is dropped in the middle with batches on their way.
+        let (mut a, mut b) = (ahead.epoch(2), ahead.epoch(2));
+        drop((a.next(), b.next()));
+        assert_eq!(bits(a), plain[1..]);
+    }
+    for (threads, depth) in [(0, 1), (1, 0), (1, 5000)] {
+        assert!(loader.clone().prefetch(threads, depth).unwrap_err().to_string().contains("1 to 1024"));
+    }
+}
+
+#[test]
+fn prefetching_does_not_wait_for_the_pool_of_the_training() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let loader = Loader::new(data(50), config(8)).unwrap().prefetch(1, 2).unwrap();
+    // The only thread of the pool waits for batches; a loader that used it would never deliver.
+    assert_eq!(pool.install(|| loader.epoch(0).count()), 7);
+}
+
+#[test]
+fn views_are_augmented_apart_or_alike() {
+    let crop = || ViewConfig::new(vec![TransformConfig::RandomCrop { padding: 3 }]);
+    let views = vec![crop(), crop(), ViewConfig { same_as: Some(0), ..crop() }, ViewConfig::default()];
+    let loader = Loader::new(data(50), LoaderConfig { views, ..config(50) }).unwrap();
+    let batch = loader.epoch(0).next().unwrap().unwrap();
+    let view = |i: usize| batch.more_views[i - 1].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(batch.more_views.len(), 3);
+    assert_ne!(values(&batch), view(1));
+    assert_eq!(values(&batch), view(2));
+    assert_ne!(values(&batch), view(3));
+    // The first view is what it would be alone.
+    let alone = Loader::new(data(50), LoaderConfig { views: vec![crop()], ..config(50) }).unwrap();
+    assert_eq!(values(&alone.epoch(0).next().unwrap().unwrap()), values(&batch));
+    for same_as in [0, 1] {
+        let views = vec![ViewConfig { same_as: Some(same_as), ..crop() }];
+        let error = Loader::new(data(50), LoaderConfig { views, ..config(50) }).unwrap_err().to_string();
+        assert!(error.contains("`same_as` of view 0"), "{error}");
+    }
+    assert!(Loader::new(data(50), LoaderConfig { views: vec![], ..config(50) }).is_err());
 }

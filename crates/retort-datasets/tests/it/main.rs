@@ -5,7 +5,12 @@ mod dataset;
 mod embedded;
 mod hostile;
 mod loader;
+#[cfg(feature = "parquet")]
+mod real_data;
 mod sampling;
+mod sources;
+mod store;
+mod subset;
 
 use retort_datasets::{Dataset, ImageShape, Normalization, Split};
 use sha2::{Digest, Sha256};
@@ -21,6 +26,11 @@ fn synthetic(shape: ImageShape, classes: usize, labels: Vec<u32>) -> Dataset {
     Dataset::from_parts("synthetic", Split::Train, shape, classes, pixels, labels, normalization).unwrap()
 }
 
+fn data(n: usize) -> Dataset {
+    synthetic(RGB, 3, (0..n as u32).map(|i| i % 3).collect())
+}
+
+const SHAPE: ImageShape = ImageShape { channels: 2, height: 3, width: 2 };
 const RGB: ImageShape = ImageShape { channels: 3, height: 4, width: 5 };
 
 fn sha256(bytes: &[u8]) -> String {

@@ -2,7 +2,9 @@
 
 use super::{RGB, synthetic};
 use proptest::prelude::*;
-use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, Split, TransformConfig, load};
+use retort_datasets::{
+    Batch, Contrast, ContrastSampler, Dataset, Loader, LoaderConfig, Sampling, Split, TransformConfig, ViewConfig, load,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn config(batch_size: usize, classes: usize) -> LoaderConfig {
@@ -10,10 +12,10 @@ fn config(batch_size: usize, classes: usize) -> LoaderConfig {
         batch_size,
         sampling: Sampling::ClassBalanced { classes },
         drop_last: false,
-        transforms: vec![
+        views: vec![ViewConfig::new(vec![
             TransformConfig::RandomCrop { padding: 2 },
             TransformConfig::HorizontalFlip { probability: 0.5 },
-        ],
+        ])],
         seed: 7,
     }
 }
@@ -92,7 +94,8 @@ fn a_hundred_classes_with_a_batch_of_128() {
     let pixel = retort_datasets::ImageShape { channels: 1, height: 1, width: 1 };
     let data = synthetic(pixel, 100, labels(&[500; 100]));
     let sampling = Sampling::ClassBalanced { classes: 16 };
-    let config = LoaderConfig { batch_size: 128, sampling, drop_last: true, transforms: vec![], seed: 1 };
+    let config =
+        LoaderConfig { batch_size: 128, sampling, drop_last: true, views: vec![ViewConfig::default()], seed: 1 };
     let loader = Loader::new(data, config).unwrap();
     assert_eq!(loader.batches_per_epoch(), 387);
     let mut batches_of = [0usize; 100];
@@ -217,7 +220,8 @@ fn embedded_digits_with_their_own_counts() {
     // 1437 rows, 139 to 149 of a class.
     let digits = load("digits-8x8", Split::Train, None).unwrap();
     let sampling = Sampling::ClassBalanced { classes: 10 };
-    let config = LoaderConfig { batch_size: 40, sampling, drop_last: false, transforms: vec![], seed: 1 };
+    let config =
+        LoaderConfig { batch_size: 40, sampling, drop_last: false, views: vec![ViewConfig::default()], seed: 1 };
     let smallest = *digits.class_counts().iter().min().unwrap();
     let loader = Loader::new(digits, config).unwrap();
     assert_eq!(loader.batches_per_epoch(), smallest / 4);
@@ -285,5 +289,110 @@ proptest! {
             pool.install(|| bits(loader.epoch(1)))
         };
         prop_assert_eq!(run(1), run(2));
+    }
+}
+
+fn partners(n: usize, batch_size: usize, partners: usize) -> Loader {
+    let config = LoaderConfig {
+        batch_size,
+        sampling: Sampling::SameClassPartners { partners },
+        drop_last: false,
+        views: vec![ViewConfig::new(vec![TransformConfig::RandomCrop { padding: 2 }])],
+        seed: 5,
+    };
+    Loader::new(super::data(n), config).unwrap()
+}
+
+#[test]
+fn partners_stand_behind_their_anchors() {
+    // 3 classes of 10 rows; the last batch has 6 anchors.
+    for (count, loader) in [(1, partners(30, 8, 1)), (3, partners(30, 8, 3)), (15, partners(30, 8, 15))] {
+        assert_eq!(loader.batches_per_epoch(), 4);
+        let mut anchors = Vec::new();
+        for batch in loader.epoch(2) {
+            let batch = batch.unwrap();
+            let n = batch.len() / (1 + count);
+            assert_eq!(batch.len(), n * (1 + count));
+            for slot in 1..=count {
+                for i in 0..n {
+                    assert_eq!(batch.label_ids[slot * n + i], batch.label_ids[i]);
+                    assert_ne!(batch.index[slot * n + i], batch.index[i], "an anchor is not its own partner");
+                }
+            }
+            if count <= 9 {
+                let of = |i: usize| (1..=count).map(|slot| batch.index[slot * n + i]).collect::<BTreeSet<_>>().len();
+                assert!((0..n).all(|i| of(i) == count), "different partners where the class has enough rows");
+            }
+            anchors.extend_from_slice(&batch.index[..n]);
+        }
+        anchors.sort_unstable();
+        assert_eq!(anchors, (0..30).collect::<Vec<u32>>());
+    }
+    assert_eq!(partners(30, 8, 3).order(1), partners(30, 8, 3).order(1));
+    assert_ne!(partners(30, 8, 3).order(1), partners(30, 8, 3).order(2));
+}
+
+#[test]
+fn partners_are_equally_likely_and_augmented_apart() {
+    // 2 rows a class: the other one is always the partner, and both come as anchor in one batch.
+    let loader = partners(6, 6, 1);
+    let batch = loader.epoch(0).next().unwrap().unwrap();
+    let values: Vec<Vec<f32>> = batch.images.flatten_from(1).unwrap().to_vec2().unwrap();
+    let place =
+        |slot: usize, row: u32| slot * 6 + batch.index[slot * 6..slot * 6 + 6].iter().position(|&r| r == row).unwrap();
+    assert!((0..6).any(|row| values[place(0, row)] != values[place(1, row)]));
+    let loader = partners(15, 15, 1);
+    let mut counts = [0i32; 15];
+    for epoch in 0..1000 {
+        let order = loader.order(epoch);
+        let anchor = order.iter().position(|&row| row == 4).unwrap();
+        counts[order[15 + anchor] as usize] += 1;
+    }
+    // Class 1 has rows 1, 4, 7, 10, 13; five standard deviations of a binomial with p = 1/4.
+    assert_eq!(counts.iter().filter(|&&n| n > 0).count(), 4);
+    assert!([1, 7, 10, 13].iter().all(|&row| (counts[row] - 250).abs() < 69), "{counts:?}");
+}
+
+#[test]
+fn impossible_partners_are_refused() {
+    let check = |partners, counts: &[usize]| Sampling::SameClassPartners { partners }.check(4, counts);
+    assert!(check(1, &[2, 0, 5]).is_ok());
+    assert!(check(0, &[2, 2]).unwrap_err().to_string().contains("`partners`"));
+    assert!(check(2000, &[2, 2]).is_err());
+    assert!(check(1, &[2, 1]).unwrap_err().to_string().contains("rows of class 1"));
+}
+
+#[test]
+fn contrast_is_of_the_class_and_of_the_others() {
+    let labels: Vec<u32> = (0..60).map(|i| i % 3).collect();
+    let sampler = ContrastSampler::new(&labels, 4, 5, 500, 1).unwrap();
+    let mut seen = BTreeSet::new();
+    for row in 0..60 {
+        let Contrast { positives, negatives } = sampler.draw(0, row).unwrap();
+        assert_eq!((positives.len(), negatives.len()), (5, 500));
+        let class = labels[row as usize];
+        assert!(positives.iter().all(|&other| labels[other as usize] == class && other != row));
+        assert_eq!(positives.iter().collect::<BTreeSet<_>>().len(), 5);
+        assert!(negatives.iter().all(|&other| labels[other as usize] != class));
+        seen.extend(negatives);
+        assert_eq!(sampler.draw(0, row).unwrap(), sampler.draw(0, row).unwrap());
+        assert_ne!(sampler.draw(0, row).unwrap(), sampler.draw(1, row).unwrap());
+    }
+    assert_eq!(seen.len(), 60);
+    // 40 rows of other classes: as many negatives are all of them, more repeat.
+    let all = ContrastSampler::new(&labels, 3, 0, 40, 1).unwrap().draw(0, 0).unwrap().negatives;
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 40);
+    // 19 others of the class: more positives than that repeat.
+    assert_eq!(ContrastSampler::new(&labels, 3, 40, 0, 1).unwrap().draw(0, 0).unwrap().positives.len(), 40);
+    assert!(sampler.draw(0, 60).is_err());
+    for (labels, classes, positives, negatives) in [
+        (&[][..], 1, 0, 0),
+        (&[0], usize::MAX, 0, 0),
+        (&[0, 3], 3, 0, 0),
+        (&[0, 0, 1], 2, 1, 0),
+        (&[0, 0], 2, 0, 1),
+        (&[0, 0], 2, usize::MAX, 0),
+    ] {
+        assert!(ContrastSampler::new(labels, classes, positives, negatives, 0).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! The committed manifests are valid, and the committed results are what their records say.
 
+use retort_datasets::Sources;
 use retort_lab::manifest::Loaded;
 use retort_lab::plan::{Plan, Selection, Splits};
 use retort_lab::record::Record;
@@ -36,8 +37,8 @@ fn every_committed_table_is_rendered_from_its_records() {
         let (table, profile) = name.split_once('-').unwrap();
         let loaded = Loaded::table(&workspace().join("experiments"), table).unwrap();
         let data = &loaded.profile(Some(profile)).unwrap().1.data;
-        let count = |n: &Option<toml::Spanned<usize>>| n.as_ref().map(|n| *n.as_ref());
-        let splits = Splits::load(data.name.as_ref(), count(&data.train), count(&data.test), None).unwrap();
+        let test = data.test.as_ref().map(|n| *n.as_ref());
+        let splits = Splits::load(data.name.as_ref(), None, &data.subset(), test, &Sources::default()).unwrap();
         let plan = Plan::new(&loaded, profile, &splits, &Selection::default()).unwrap();
         let load = |id: String| (id.clone(), Record::load(&Record::path(&folder.join("records"), &id)).unwrap());
         let rendered = Table::new(&loaded, &plan, &plan.by_id().into_keys().map(load).collect()).unwrap();

@@ -17,9 +17,10 @@ fn fails(lab: &Lab) -> String {
 
 #[test]
 fn the_committed_pages_are_current_and_complete() {
-    let (pages, experiments) = (workspace("docs/methods"), workspace("experiments"));
-    let text = Lab::new().ok(&["docs", "--check", "--pages", &pages, "--experiments", &experiments]);
-    assert_eq!(text, "every method has its page\n");
+    let [pages, datasets, experiments] = ["docs/methods", "docs/datasets", "experiments"].map(workspace);
+    let folders = ["--pages", &pages, "--dataset-pages", &datasets, "--experiments", &experiments];
+    let text = Lab::new().ok(&[&["docs", "--check"][..], &folders].concat());
+    assert_eq!(text, "every method and every data set has its page\n");
 }
 
 #[test]
@@ -41,7 +42,7 @@ fn generated_parts_are_written_and_hand_written_ones_kept() {
             lower.lines().map(|l| format!("{l}\n{}", if l.starts_with("## ") { "\ntext\n" } else { "" })).collect();
         fs::write(&path, format!("{upper}generated: end{filled}")).unwrap();
     }
-    assert_eq!(lab.ok(&["docs", "--check"]), "every method has its page\n");
+    assert_eq!(lab.ok(&["docs", "--check"]), "every method and every data set has its page\n");
     let kd = lab.path("docs/methods/kd.md");
     let page = fs::read_to_string(&kd).unwrap();
     for part in ["# Knowledge distillation", "arxiv.org/abs/1503.02531", "| `temperature` | `4.0` |", "rows `crd+kd`"] {

@@ -4,6 +4,7 @@ mod bad_requests;
 mod batches;
 mod bench;
 mod committed;
+mod data;
 mod docs;
 mod runs;
 mod tuning;
@@ -103,6 +104,20 @@ teacher = { epochs = 1, optimizer = { kind = "sgd", momentum = 0.9 }, schedule =
 student = { epochs = 1, optimizer = { kind = "sgd", momentum = 0.9 }, schedule = { lr = 0.05 } }
 "#;
 
+/// Variables of the machine that must not matter.
+const CLEARED: [&str; 10] = [
+    "RETORT_EXPERIMENTS",
+    "RETORT_RUNS",
+    "RETORT_DATA",
+    "RETORT_MODELS",
+    "RETORT_METHOD_PAGES",
+    "RETORT_DATASET_PAGES",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
+];
+
 impl Lab {
     fn new() -> Self {
         Self::with(TINY)
@@ -122,9 +137,11 @@ impl Lab {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_retort"));
         command.current_dir(self.folder.path()).args(args).env("CANDLE_NUM_THREADS", "1");
-        for name in ["RETORT_EXPERIMENTS", "RETORT_RUNS", "RETORT_DATA", "RETORT_MODELS", "RETORT_METHOD_PAGES"] {
+        for name in CLEARED {
             command.env_remove(name);
         }
+        // Nobody's cache of the hub.
+        command.env("HF_HOME", self.path("no-cache"));
         command
     }
 

@@ -1,8 +1,14 @@
 //! Training images that are held out where settings are chosen.
 
 use super::{Lab, TINY};
+use retort_datasets::{Sources, SubsetConfig};
 use retort_lab::plan::Splits;
 use std::collections::BTreeSet;
+
+fn digits(train: Option<usize>, test: Option<usize>) -> retort_lab::Result<Splits> {
+    let train = SubsetConfig { count: train, ..SubsetConfig::default() };
+    Splits::load("digits-8x8", None, &train, test, &Sources::default())
+}
 
 fn images(data: &retort_datasets::Dataset) -> Vec<(Vec<u8>, u32)> {
     (0..data.len()).map(|i| (data.image(i).unwrap().to_vec(), data.label(i).unwrap())).collect()
@@ -10,7 +16,7 @@ fn images(data: &retort_datasets::Dataset) -> Vec<(Vec<u8>, u32)> {
 
 #[test]
 fn the_last_rows_of_every_class_are_held_out() {
-    let splits = Splits::load("digits-8x8", Some(60), Some(40), None).unwrap();
+    let splits = digits(Some(60), Some(40)).unwrap();
     let held = splits.validation(20).unwrap();
     assert_eq!((held.train.class_counts(), held.test.class_counts()), (vec![4; 10], vec![2; 10]));
     // Of each class the rest comes first, then what is held out; together they are the training rows.
@@ -27,7 +33,7 @@ fn the_last_rows_of_every_class_are_held_out() {
 #[test]
 fn digests_say_which_rows_they_are_and_find_them_again() {
     for (train, test) in [(Some(60), Some(40)), (None, None)] {
-        let splits = Splits::load("digits-8x8", train, test, None).unwrap();
+        let splits = digits(train, test).unwrap();
         let held = splits.validation(20).unwrap();
         let (data, whole) = (held.spec(), splits.spec());
         assert!(data.held_out && !whole.held_out);
@@ -36,7 +42,7 @@ fn digests_say_which_rows_they_are_and_find_them_again() {
         let digests = [&data.train_digest, &data.test_digest, &whole.train_digest, &whole.test_digest];
         assert_eq!(BTreeSet::from(digests).len(), 4);
         for spec in [data, whole] {
-            assert_eq!(Splits::of(&spec, None).unwrap().spec(), spec);
+            assert_eq!(Splits::of(&spec, &Sources::default()).unwrap().spec(), spec);
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json.contains("held_out"), spec.held_out, "{json}");
             assert_eq!(serde_json::from_str::<retort_lab::plan::DataSpec>(&json).unwrap(), spec);
@@ -46,7 +52,7 @@ fn digests_say_which_rows_they_are_and_find_them_again() {
 
 #[test]
 fn numbers_that_cannot_be_held_out() {
-    let splits = Splits::load("digits-8x8", Some(60), Some(40), None).unwrap();
+    let splits = digits(Some(60), Some(40)).unwrap();
     for n in [0, 7, 60, 70, usize::MAX, usize::MAX - 5] {
         let error = splits.validation(n).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
@@ -55,7 +61,7 @@ fn numbers_that_cannot_be_held_out() {
     assert!(twice.contains("already"), "{twice}");
     let mut data = splits.validation(10).unwrap().spec();
     data.train = usize::MAX;
-    assert!(Splits::of(&data, None).is_err());
+    assert!(Splits::of(&data, &Sources::default()).is_err());
 
     let line = TINY[..TINY.find("train = 60").unwrap()].matches('\n').count() + 1;
     for n in ["0", "7", "60", "70"] {

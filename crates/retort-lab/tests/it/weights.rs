@@ -76,12 +76,41 @@ fn models(lab: &Lab) -> serde_json::Map<String, serde_json::Value> {
 
 #[test]
 fn a_broken_folder_is_listed_as_such() {
-    let lab = Lab::new();
-    fs::create_dir_all(lab.path("models/resnet8")).unwrap();
+    let (lab, _) = with_weights();
+    assert!(!models(&lab).contains_key("broken"));
+    lab.ok(&[&IMPORT[..], &["--out", "models/whole"]].concat());
+    // Neither a folder called like an architecture nor one that is called otherwise is passed over.
+    for name in ["resnet8", "my-teacher", "no-weights", "no-config"] {
+        fs::create_dir_all(lab.path("models").join(name)).unwrap();
+    }
     fs::write(lab.path("models/resnet8/config.json"), "{}").unwrap();
+    fs::write(lab.path("models/my-teacher/config.json"), "nonsense").unwrap();
+    fs::copy(lab.path("models/whole/config.json"), lab.path("models/no-weights/config.json")).unwrap();
+    fs::copy(lab.path("models/whole/model.safetensors"), lab.path("models/no-config/model.safetensors")).unwrap();
     let listed = models(&lab);
-    assert!(listed["resnet8"]["weights"][0].as_str().unwrap().starts_with("broken: "), "{}", listed["resnet8"]);
-    assert!(lab.ok(&["list", "models"]).contains("weights: none"));
+    assert_eq!(listed["resnet8"]["weights"], serde_json::json!(["whole"]));
+    let broken: Vec<&str> = listed["broken"]["folders"].as_array().unwrap().iter().filter_map(|b| b.as_str()).collect();
+    assert_eq!(broken.len(), 4, "{broken:?}");
+    let parts =
+        ["my-teacher: ", "no-config: ", "no-weights: model.safetensors is missing", "resnet8: "].iter().zip(&broken);
+    parts.for_each(|(part, line)| assert!(line.starts_with(part), "{line}"));
+    assert!(lab.ok(&["list", "models"]).contains("model.safetensors is missing"));
+}
+
+#[test]
+fn files_of_strangers_are_not_overwritten() {
+    let (lab, _) = with_weights();
+    for name in ["README.md", "model.safetensors", "config.json"] {
+        let folder = lab.path("mine").join(name);
+        fs::create_dir_all(folder.parent().unwrap()).unwrap();
+        fs::write(&folder, "mine").unwrap();
+        let said = lab.refused(&[&IMPORT[..], &["--out", "mine"]].concat());
+        assert!(said.contains(name) && said.contains("--out"), "{said}");
+        assert_eq!(fs::read_to_string(&folder).unwrap(), "mine");
+        assert_eq!(fs::read_dir(lab.path("mine")).unwrap().count(), 1, "nothing may be written beside {name}");
+        fs::remove_file(&folder).unwrap();
+    }
+    lab.ok(&[&IMPORT[..], &["--out", "mine"]].concat());
 }
 
 #[test]
@@ -103,21 +132,69 @@ fn requests_that_are_refused() {
     refused(&but("10", "18446744073709551615"), "18446744073709551615");
     refused(&[&IMPORT[..], &["--prefix", "backbone"]].concat(), "`backbone.`");
     assert!(!lab.path("models").exists(), "nothing may be written");
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../retort-nn/tests/data/options.pth");
-    refused(&but("theirs.safetensors", fixture.to_str().unwrap()), "`argparse.Namespace`");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../retort-nn/tests/data/module.pth");
+    refused(&but("theirs.safetensors", fixture.to_str().unwrap()), "`torch.nn.modules.container.Sequential`");
 }
 
 #[test]
 fn every_committed_model_loads_and_its_card_is_about_it() {
     let models = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models");
-    for folder in fs::read_dir(models).into_iter().flatten().map(|entry| entry.unwrap().path()) {
-        if !folder.is_dir() {
-            continue;
-        }
+    let folders = fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let folders: Vec<PathBuf> = folders.collect();
+    assert!(folders.len() >= 2);
+    for folder in folders {
         let read = load_pretrained(folder.to_str().unwrap()).unwrap();
         read.frozen(&Device::Cpu).unwrap();
         let card = fs::read_to_string(folder.join("README.md")).unwrap();
         let facts = facts(&PretrainedConfig::load(&folder).unwrap()).unwrap();
         assert!(card.contains(&facts), "{}: expected\n{facts}", folder.display());
+        let data = read.config.data.as_deref().unwrap();
+        if !retort_datasets::info(data).unwrap().embedded() {
+            continue;
+        }
+        // The accuracy of the card is what the network has, to the last image.
+        let test = retort_datasets::load(data, retort_datasets::Split::Test, None).unwrap();
+        let network = read.frozen(&Device::Cpu).unwrap();
+        let mut right = 0;
+        for batch in retort_datasets::Loader::eval(test.clone(), 250).unwrap().epoch(0) {
+            let batch = batch.unwrap();
+            let logits =
+                network.forward(&batch.images, retort_nn::Mode::Eval, retort_nn::Taps::default()).unwrap().logits;
+            let predicted = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
+            right += predicted.iter().zip(&batch.label_ids).filter(|(a, b)| a == b).count();
+        }
+        let accuracy = right as f64 / test.len() as f64;
+        assert!(card.contains(&format!("\naccuracy: {accuracy}\n")), "{}: {accuracy}", folder.display());
     }
+}
+
+#[test]
+fn a_finished_run_becomes_a_folder() {
+    let lab = Lab::new();
+    lab.ok(&["reproduce", "tiny", "--only", "ce", "--seeds", "1", "--threads", "1"]);
+    let records = fs::read_dir(lab.path("runs/records")).unwrap();
+    let ids: Vec<String> =
+        records.map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    for id in &ids {
+        let text = lab.ok(&["export-weights", id, "--name", &format!("m-{id}")]);
+        assert!(text.contains("test accuracy"), "{text}");
+        let folder = lab.path(&format!("models/m-{id}"));
+        load_pretrained(folder.to_str().unwrap()).unwrap().frozen(&Device::Cpu).unwrap();
+        let card = fs::read_to_string(folder.join("README.md")).unwrap();
+        assert!(card.contains(&format!("cargo xtask rerun models/m-{id}/{id}.jsonl")), "{card}");
+    }
+    let id = &ids[0];
+    let again = lab.refused(&["export-weights", id, "--name", &format!("m-{id}")]);
+    assert!(again.contains("holds a trained network already"), "{again}");
+    assert!(lab.refused(&["export-weights", "0123456789ab", "--name", "x"]).contains("0123456789ab.jsonl"));
+    for name in ["", "../x", "a/b", ".hidden"] {
+        assert!(lab.refused(&["export-weights", id, "--name", name]).contains("`--name`"), "{name}");
+    }
+    // Weights of another run are not exported under this record.
+    fs::copy(
+        lab.path(&format!("runs/weights/{}.safetensors", ids[1])),
+        lab.path(&format!("runs/weights/{id}.safetensors")),
+    )
+    .unwrap();
+    assert!(lab.refused(&["export-weights", id, "--name", "other"]).contains("not the weights"));
 }

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 const METHOD: &str = "cdre-softplus";
 
-/// Softplus objective of a density-ratio network (cGAN-KD; Ding et al. 2021, arXiv 2104.03164):
+/// Softplus objective of a density-ratio network (cGAN-KD; Ding et al. 2023, arXiv 2104.03164):
 /// `mean sigmoid(k) k - mean softplus(k) - mean sigmoid(r) + lambda (mean k - 1)^2`.
 ///
 /// # Shapes

@@ -1,8 +1,9 @@
 //! Features of images without classes.
 
-use super::{Generator, GeneratorConfig, check_layer, halvings};
+use super::{Generator, GeneratorConfig, halvings};
 use crate::Result;
 use crate::common::check_positive;
+use crate::common::{check_batch, check_weights};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
 use retort_nn::{BatchNorm, ConvBatchNorm, Init, Linear, Mode, Scope};
@@ -11,12 +12,12 @@ const MODEL: &str = "autoencoder";
 /// Entries of the hidden layer in front of the label.
 const HIDDEN: usize = 512;
 
-/// The sparse autoencoder of cGAN-KD with a branch that predicts the label: images to a code, the code to images and to the
-/// label. The code is the feature of a [`RatioNet`](super::RatioNet) for continuous labels.
+/// The sparse autoencoder of cGAN-KD with a branch that predicts the label: images to a code, the code to images and to
+/// the label. The code is the feature of a [`RatioNet`](super::RatioNet) for continuous labels.
 ///
 /// The encoder is a row of 4x4 convolutions of stride 2 with batch norm and ReLU, then linear, ReLU: the code is not
-/// negative, and training adds 1e-3 times its mean to the loss. The decoder is a plain [`Generator`] without condition, the
-/// branch linear, batch norm, ReLU, linear, ReLU.
+/// negative, and training adds 1e-3 times its mean to the loss. The decoder is a plain [`Generator`] without condition,
+/// the branch linear, batch norm, ReLU, linear, ReLU.
 ///
 /// Keys: `encoder.{3i}.weight` (convolution), `encoder.{3i+1}.*` (batch norm), `code.*`, `decoder.*` (those of the
 /// generator), `label.{0,3}.*` (linear), `label.1.*` (batch norm). Layers outside of the decoder start with PyTorch's
@@ -76,8 +77,8 @@ impl Autoencoder {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, no channels, an image that halvings do not reach, layers of absurd size, or weights that do not fit
-    /// (see [`Scope::weight`]).
+    /// Sizes of zero, no channels, an image that halvings do not reach, layers of absurd size, or weights that do not
+    /// fit (see [`Scope::weight`]).
     pub fn new(config: &AutoencoderConfig, scope: &Scope) -> Result<Self> {
         check_positive(MODEL, [("code", config.code), ("channels", config.channels.len())])?;
         // The decoder knows what can be halved, and refuses numbers that the encoder could not bear either.
@@ -86,7 +87,7 @@ impl Autoencoder {
         let mut encoder = Vec::new();
         let keys = scope.child("encoder");
         for (i, &to) in config.channels.iter().enumerate() {
-            check_layer(MODEL, [from.saturating_mul(16), to])?;
+            check_weights(MODEL, from.saturating_mul(16), to)?;
             let (conv, norm) = ((3 * i).to_string(), (3 * i + 1).to_string());
             let spec = Conv2dSpec::new(2, 1);
             encoder.push(ConvBatchNorm::new(&keys, &conv, &norm, [to, from, 4, 4], spec, Init::PyTorch)?);
@@ -111,7 +112,7 @@ impl Autoencoder {
     /// Images of another shape, or training mode in a frozen network.
     pub fn encode(&self, images: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
         let GeneratorConfig { image_channels, image, .. } = self.decoder.config();
-        super::check_images(MODEL, [*image_channels, image[0], image[1]], images)?;
+        check_batch(MODEL, "images", [*image_channels, image[0], image[1]], images)?;
         let mut x = FeatureMap::from_tensor(images)?;
         for conv in &self.encoder {
             x = conv.forward(&x, mode, Activation::Relu)?;

@@ -1,8 +1,7 @@
 //! What a network is told besides its input.
 
-use super::{check_layer, refused};
 use crate::Result;
-use crate::common::config_error;
+use crate::common::{check_mode, check_weights, config_error, refused};
 use candle_core::{DType, Tensor};
 use retort_kernels::{Activation, BatchStats, FeatureMap};
 use retort_nn::{BatchNorm, Buffer, Init, Mode, Scope};
@@ -33,7 +32,7 @@ impl Condition {
         if self != Self::None && self.size() == 0 {
             return Err(config_error(model, "condition: classes or entries must be positive, found 0"));
         }
-        check_layer(model, [self.size(), outputs])
+        check_weights(model, self.size(), outputs)
     }
 
     /// Shape of the weight that makes `outputs` entries of a condition: a table for classes, a linear map for vectors.
@@ -88,11 +87,11 @@ impl Condition {
 /// Batch norm whose scale and shift depend on a condition (de Vries et al. 2017, arXiv 1707.00683):
 /// `(1 + gamma(condition)) bn(x) + beta(condition)`, with a batch norm that has no weights of its own.
 ///
-/// For classes gamma and beta are rows of tables that start at 0; for vectors they are linear maps without bias and start
-/// with PyTorch's default, as in CcGAN's code.
+/// For classes gamma and beta are rows of tables that start at 0; for vectors they are linear maps without bias and
+/// start with PyTorch's default, as in CcGAN's code.
 ///
-/// Keys: `bn.running_mean`, `bn.running_var`, `embed_gamma.weight`, `embed_beta.weight`, the latter two `[classes, C]` or
-/// `[C, entries]`.
+/// Keys: `bn.running_mean`, `bn.running_var`, `embed_gamma.weight`, `embed_beta.weight`, the latter two `[classes, C]`
+/// or `[C, entries]`.
 #[derive(Clone)]
 pub struct ConditionalBatchNorm {
     condition: Condition,
@@ -178,9 +177,7 @@ impl ConditionalBatchNorm {
             let [mean, var] = self.running.each_ref().map(Buffer::get);
             return Ok(x.batch_norm_eval(unit, [&mean, &var], EPS, Activation::None)?);
         }
-        if self.frozen && mode == Mode::Train {
-            return Err(retort_nn::Error::invalid("conditional batch norm", "a frozen network has no training mode"));
-        }
+        check_mode("conditional batch norm", self.frozen, mode)?;
         let (y, stats) = x.batch_norm_train(unit, EPS, Activation::None)?;
         if mode == Mode::Train {
             self.track(stats)?;

@@ -1,8 +1,8 @@
 //! From images to scores.
 
-use super::{Condition, SpectralConv2d, SpectralLinear, SpectralWeight, Style, check_images, check_layer, halvings};
+use super::{Condition, SpectralConv2d, SpectralLinear, SpectralWeight, Style, halvings};
 use crate::Result;
-use crate::common::{check_positive, config_error};
+use crate::common::{check_batch, check_positive, check_weights, config_error};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec};
 use retort_nn::{Mode, Scope};
@@ -14,13 +14,13 @@ const SLOPE: f64 = 0.2;
 /// A discriminator with projection (Miyato and Koyama 2018, arXiv 1802.05637): blocks of spectrally normalised
 /// convolutions, sum over positions `phi`, score `linear(phi) + <embed(condition), phi>`.
 ///
-/// A plain block is a convolution of 4x4 and stride 2, or of 3x3 where it does not halve, and a leaky ReLU of slope 0.2. A
-/// residual one is `ReLU, 3x3, ReLU, 3x3`, averaged over 2x2 where it halves, beside the input, itself or through a 1x1
-/// convolution; the first one has no ReLU in front. A ReLU stands before the sum then.
+/// A plain block is a convolution of 4x4 and stride 2, or of 3x3 where it does not halve, and a leaky ReLU of slope
+/// 0.2. A residual one is `ReLU, 3x3, ReLU, 3x3`, averaged over 2x2 where it halves, beside the input, itself or
+/// through a 1x1 convolution; the first one has no ReLU in front. A ReLU stands before the sum then.
 ///
 /// Keys: `blocks.{i}.conv1.*`, in residual blocks also `conv2`, `shortcut`, then `linear.*`, and `embed.*` under a
-/// condition; each with `weight_orig`, `weight_u`, `weight_v`, and all but `embed` with `bias`. Initial weights are those
-/// of the [`Style`].
+/// condition; each with `weight_orig`, `weight_u`, `weight_v`, and all but `embed` with `bias`. Initial weights are
+/// those of the [`Style`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscriminatorConfig {
     /// What the blocks are.
@@ -46,8 +46,8 @@ impl DiscriminatorConfig {
         Self { style: Style::Plain, channels, halvings, condition: Condition::None, image_channels, image }
     }
 
-    /// SNGAN as in its paper for 32x32, and in the fidelity study: blocks of 128 channels, halved to at least 7x7, and two
-    /// more that do not halve.
+    /// SNGAN as in its paper for 32x32, and in the fidelity study: blocks of 128 channels, halved to at least 7x7, and
+    /// two more that do not halve.
     #[must_use]
     pub fn sngan(image_channels: usize, image: [usize; 2]) -> Self {
         let halvings = halvings(image, 7, false).clamp(1, 8);
@@ -74,7 +74,7 @@ impl DiscriminatorConfig {
         }
         let mut from = self.image_channels;
         for &to in &self.channels {
-            check_layer(MODEL, [from.max(to).saturating_mul(16), to])?;
+            check_weights(MODEL, from.max(to).saturating_mul(16), to)?;
             from = to;
         }
         self.condition.check(MODEL, *last)
@@ -132,15 +132,15 @@ impl Discriminator {
         &self.config
     }
 
-    /// Scores of `images` `[B, C, H, W]` under the condition `given`: labels `[B]` of an integer type, or vectors `[B, E]`.
-    /// Gradients flow to the images too.
+    /// Scores of `images` `[B, C, H, W]` under the condition `given`: labels `[B]` of an integer type, or vectors
+    /// `[B, E]`. Gradients flow to the images too.
     ///
     /// # Errors
     ///
     /// Images or a condition that does not fit, or training mode in a frozen network.
     pub fn forward(&self, images: &Tensor, given: Option<&Tensor>, mode: Mode) -> retort_nn::Result<Judgement> {
         let DiscriminatorConfig { image_channels, image: [height, width], condition, style, .. } = self.config;
-        check_images(MODEL, [image_channels, height, width], images)?;
+        check_batch(MODEL, "images", [image_channels, height, width], images)?;
         let given = condition.checked(MODEL, images.dims()[0], given)?;
         let mut x = FeatureMap::from_tensor(images)?;
         let mut maps = Vec::new();

@@ -1,9 +1,9 @@
 //! From noise to images.
 
 use super::condition::Norm;
-use super::{Condition, Style, check_layer, doubled, halvings, refused};
+use super::{Condition, Style, doubled, halvings};
 use crate::Result;
-use crate::common::{check_positive, config_error};
+use crate::common::{check_positive, check_weights, config_error, refused};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, ConvTranspose2dSpec, FeatureMap};
 use retort_nn::{Conv2d, Init, Linear, Mode, Scope};
@@ -16,8 +16,8 @@ pub enum Entrance {
     /// By its batch norms, see [`ConditionalBatchNorm`](super::ConditionalBatchNorm).
     #[default]
     Norms,
-    /// Beside the noise: a vector as it is, a class as a row of a table of the width of the noise, key `embed.weight`, that
-    /// starts as N(0, 1).
+    /// Beside the noise: a vector as it is, a class as a row of a table of the width of the noise, key `embed.weight`,
+    /// that starts as N(0, 1).
     Noise,
 }
 
@@ -28,8 +28,8 @@ pub enum Entrance {
 /// without bias; a residual one with nearest doubling, 3x3 convolution, batch norm, ReLU and 3x3 convolution, beside a
 /// doubled 1x1 convolution of its input.
 ///
-/// Keys: `linear.*`, `blocks.{i}.norm1.*`, `blocks.{i}.conv1.*`, in residual blocks also `norm2`, `conv2`, `shortcut`, then
-/// `norm.*`, `conv.*`. Initial weights are those of the [`Style`], biases 0.
+/// Keys: `linear.*`, `blocks.{i}.norm1.*`, `blocks.{i}.conv1.*`, in residual blocks also `norm2`, `conv2`, `shortcut`,
+/// then `norm.*`, `conv.*`. Initial weights are those of the [`Style`], biases 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GeneratorConfig {
     /// What the blocks are.
@@ -49,8 +49,8 @@ pub struct GeneratorConfig {
 }
 
 impl GeneratorConfig {
-    /// DCGAN for two processor cores: noise of 64, 64 channels on the smallest map of at least 4x4 that halvings reach (7x7
-    /// for 28x28), half as many in each block but at least 16.
+    /// DCGAN for two processor cores: noise of 64, 64 channels on the smallest map of at least 4x4 that halvings reach
+    /// (7x7 for 28x28), half as many in each block but at least 16.
     #[must_use]
     pub fn small(image_channels: usize, image: [usize; 2]) -> Self {
         let channels = (0..=halvings(image, 4, true)).map(|i| (64 >> i.min(2)).max(16)).collect();
@@ -99,10 +99,10 @@ impl GeneratorConfig {
 
     fn check(&self, [height, width]: [usize; 2]) -> Result<()> {
         let area = height.saturating_mul(width);
-        check_layer(MODEL, [self.inputs(), self.channels[0].saturating_mul(area)])?;
+        check_weights(MODEL, self.inputs(), self.channels[0].saturating_mul(area))?;
         let last = [self.channels[self.channels.len() - 1], self.image_channels];
         for pair in self.channels.windows(2).chain([last.as_slice()]) {
-            check_layer(MODEL, [pair[0].saturating_mul(16), pair[1]])?;
+            check_weights(MODEL, pair[0].saturating_mul(16), pair[1])?;
         }
         self.condition.check(MODEL, self.channels.iter().copied().fold(self.latent, usize::max))
     }
@@ -167,8 +167,8 @@ impl Generator {
         &self.config
     }
 
-    /// Images for `noise` `[B, latent]`, usually N(0, 1), under the condition `given`: labels `[B]` of an integer type, or
-    /// vectors `[B, E]`.
+    /// Images for `noise` `[B, latent]`, usually N(0, 1), under the condition `given`: labels `[B]` of an integer type,
+    /// or vectors `[B, E]`.
     ///
     /// # Errors
     ///

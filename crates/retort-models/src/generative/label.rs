@@ -1,8 +1,7 @@
 //! Continuous labels as vectors (CcGAN; Ding et al. 2021, arXiv 2011.07529).
 
-use super::{check_layer, refused};
 use crate::Result;
-use crate::common::{check_positive, config_error};
+use crate::common::{check_positive, check_weights, config_error, refused};
 use candle_core::Tensor;
 use retort_kernels::Activation;
 use retort_nn::{BatchNorm, Init, Linear, Mode, Scope};
@@ -10,8 +9,8 @@ use retort_nn::{BatchNorm, Init, Linear, Mode, Scope};
 /// Groups of every group norm here.
 pub(super) const GROUPS: usize = 8;
 
-/// Group normalisation of vectors (Wu and He 2018, arXiv 1803.08494): each group of entries of each row is brought to mean
-/// 0 and variance 1 (biased, eps 1e-5), then scaled and shifted entry by entry.
+/// Group normalisation of vectors (Wu and He 2018, arXiv 1803.08494): each group of entries of each row is brought to
+/// mean 0 and variance 1 (biased, eps 1e-5), then scaled and shifted entry by entry.
 #[derive(Clone)]
 pub struct GroupNorm {
     weight: Tensor,
@@ -54,8 +53,8 @@ pub(super) fn check_groups(model: &str, width: usize, groups: usize) -> Result<(
 
 /// The network `y2h`: a label to a vector.
 ///
-/// Four times linear, group norm of 8 groups, ReLU; then linear, ReLU. CcGAN trains it so that a [`LabelReader`] finds the
-/// label again, with noise on the labels, and freezes it for the generator and the discriminator.
+/// Four times linear, group norm of 8 groups, ReLU; then linear, ReLU. CcGAN trains it so that a [`LabelReader`] finds
+/// the label again, with noise on the labels, and freezes it for the generator and the discriminator.
 ///
 /// Keys: `main.{0,3,6,9,12}.*` (linear), `main.{1,4,7,10}.*` (group norm). All layers start with PyTorch's default.
 pub struct LabelEmbedding {
@@ -72,7 +71,7 @@ impl LabelEmbedding {
     pub fn new(scope: &Scope, width: usize) -> Result<Self> {
         const MODEL: &str = "label embedding";
         check_groups(MODEL, width, GROUPS)?;
-        check_layer(MODEL, [width; 2])?;
+        check_weights(MODEL, width, width)?;
         let main = scope.child("main");
         let mut hidden = Vec::new();
         for i in 0..4 {
@@ -122,8 +121,8 @@ impl LabelReader {
         const MODEL: &str = "label reader";
         const HIDDEN: usize = 512;
         check_positive(MODEL, [("features", features), ("width", width)])?;
-        check_layer(MODEL, [features, HIDDEN])?;
-        check_layer(MODEL, [HIDDEN, width])?;
+        check_weights(MODEL, features, HIDDEN)?;
+        check_weights(MODEL, HIDDEN, width)?;
         let x2h = scope.child("x2h");
         let layer = |i: usize, from: usize, to: usize| -> Result<_> {
             Ok((Linear::new(&x2h.child(i), from, to)?, BatchNorm::new(&x2h.child(i + 1), to)?))

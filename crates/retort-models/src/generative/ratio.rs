@@ -1,9 +1,9 @@
 //! The conditional density ratio of real and generated samples.
 
 use super::label::{GROUPS, check_groups};
-use super::{Condition, GroupNorm, check_layer, refused};
+use super::{Condition, GroupNorm};
 use crate::Result;
-use crate::common::{check_positive, config_error};
+use crate::common::{check_positive, check_weights, config_error, dropped, refused};
 use candle_core::Tensor;
 use retort_nn::{Init, Linear, Scope, Seed};
 
@@ -16,8 +16,8 @@ const MODEL: &str = "density ratio network";
 /// condition stands behind the features: a vector as it is, a class as a row of a table that is as wide as there are
 /// classes. The objective is that of `retort_losses::distribution::cdre_softplus`.
 ///
-/// Keys: `label_emb.weight` for classes, `main.{4i}.*` (linear), `main.{4i+1}.*` (group norm). Layers start with PyTorch's
-/// default, the table as N(0, 1).
+/// Keys: `label_emb.weight` for classes, `main.{4i}.*` (linear), `main.{4i+1}.*` (group norm). Layers start with
+/// PyTorch's default, the table as N(0, 1).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RatioConfig {
     /// Entries of the features.
@@ -50,7 +50,7 @@ impl RatioConfig {
         self.hidden.iter().try_for_each(|&width| check_groups(MODEL, width, GROUPS))?;
         let mut from = self.inputs();
         for &to in self.hidden.iter().chain([&1]) {
-            check_layer(MODEL, [from, to])?;
+            check_weights(MODEL, from, to)?;
             from = to;
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -77,8 +77,8 @@ impl RatioNet {
     ///
     /// # Errors
     ///
-    /// Sizes of zero, widths that are no multiples of 8, layers of absurd size, a dropout out of range, or weights that do
-    /// not fit (see [`Scope::weight`]).
+    /// Sizes of zero, widths that are no multiples of 8, layers of absurd size, a dropout out of range, or weights that
+    /// do not fit (see [`Scope::weight`]).
     pub fn new(config: &RatioConfig, scope: &Scope) -> Result<Self> {
         config.check()?;
         let table = match config.condition {
@@ -99,8 +99,8 @@ impl RatioNet {
         Ok(Self { config: config.clone(), table, hidden, last })
     }
 
-    /// Ratios `[B, 1]`, not negative, of samples with `features` `[B, D]` under the condition `given`. With a seed it is a
-    /// training pass and the seed draws the dropout; take another one for each step.
+    /// Ratios `[B, 1]`, not negative, of samples with `features` `[B, D]` under the condition `given`. With a seed it
+    /// is a training pass and the seed draws the dropout; take another one for each step.
     ///
     /// # Errors
     ///
@@ -124,17 +124,9 @@ impl RatioNet {
         for (i, (linear, norm)) in self.hidden.iter().enumerate() {
             x = retort_kernels::relu(&norm.forward(&linear.forward(&x)?)?)?;
             if let Some(seed) = dropout {
-                x = self.dropped(&x, seed.child(&i.to_string()))?;
+                x = dropped(&x, self.config.dropout, seed.child(&i.to_string()))?;
             }
         }
         Ok(retort_kernels::relu(&self.last.forward(&x)?)?)
-    }
-
-    /// `x` with some entries 0 and the others scaled up, so that the mean stays.
-    fn dropped(&self, x: &Tensor, seed: Seed) -> retort_nn::Result<Tensor> {
-        let share = self.config.dropout;
-        let draw = Init::Uniform { bound: 1.0 }.draw(x.dims(), seed, x.dtype(), x.device())?;
-        let kept = draw.ge(2.0 * share - 1.0)?.to_dtype(x.dtype())?;
-        Ok((x * (kept / (1.0 - share))?)?)
     }
 }

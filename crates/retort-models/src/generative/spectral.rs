@@ -12,12 +12,12 @@ const EPS: f64 = 1e-12;
 /// A weight divided by an estimate of its largest singular value: `torch.nn.utils.spectral_norm`.
 ///
 /// The weight is read as a matrix W of one row for each output. Each pass in training mode takes one step of the power
-/// iteration, `v = W^T u / |W^T u|` and `u = W v / |W v|`, and every pass divides by `sigma = u^T W v`. In the gradient u
-/// and v are constants, sigma is not. The vectors are saved with the network; evaluation uses them as they are, so it
+/// iteration, `v = W^T u / |W^T u|` and `u = W v / |W v|`, and every pass divides by `sigma = u^T W v`. In the gradient
+/// u and v are constants, sigma is not. The vectors are saved with the network; evaluation uses them as they are, so it
 /// makes sense only behind some training passes.
 ///
-/// Keys: `weight_orig`, and the buffers `weight_u` and `weight_v`. PyTorch draws the first vectors at random; here their
-/// entries are equal, which needs no draw and does as well for weights that are random.
+/// Keys: `weight_orig`, and the buffers `weight_u` and `weight_v`. PyTorch draws the first vectors at random; here
+/// their entries are equal, which needs no draw and does as well for weights that are random.
 ///
 /// A weight of zeros has no spectral norm: the result is NaN.
 #[derive(Clone)]

@@ -229,7 +229,7 @@ fn narrow() -> Vec<(&'static str, Family)> {
         ("bottleneck", Family::ResNet(ResNetConfig::cifar(11, Branch::Bottleneck, [2, 2, 3, 4]).unwrap())),
         ("wide", Family::PreActivation(wide)),
         ("preact", Family::PreActivation(activated)),
-        ("vgg", Family::Vgg(VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1, 2, 1, 1, 2] })),
+        ("vgg", Family::Vgg(VggConfig::uniform([3, 4, 4, 5, 6], [1, 2, 1, 1, 2]))),
         ("mobile", Family::MobileNetV2(mobile)),
         (
             "shuffle1",
@@ -297,7 +297,8 @@ fn gradients_reach_every_parameter() {
         let outputs = network.forward(&images(&SMALL, 4), Mode::Train, Taps::default()).unwrap();
         let logits: Vec<Tensor> = outputs.branches.iter().map(|branch| branch.logits.clone()).collect();
         let gradients = objective(&logits).backward().unwrap();
-        // The classifier of the network, what leads from the last map to it, and nothing else, is outside of the branches.
+        // The classifier of the network, what leads from the last map to it, and nothing else, is outside of the
+        // branches.
         let outside: Vec<String> = store
             .trainable()
             .into_iter()
@@ -417,7 +418,7 @@ fn initial_values_are_those_of_the_reference() {
     // The deviation of PyTorch's default is that of a uniform distribution.
     let pytorch = |fan_in: f64| 1.0 / (3.0 * fan_in).sqrt();
 
-    let vgg = Family::Vgg(VggConfig { channels: [8, 16, 16, 32, 32], convolutions: [1; 5] });
+    let vgg = Family::Vgg(VggConfig::uniform([8, 16, 16, 32, 32], [1; 5]));
     let reference = state("vgg", &vgg, BranchInit::Hsakd);
     close(spread(&reference["block_extractor4.0.0.weight"]), pytorch(9.0 * 32.0));
     assert!(spread(&reference["block_extractor4.0.0.bias"]) > 0.0);
@@ -447,7 +448,7 @@ fn initial_values_are_those_of_the_reference() {
 
 #[test]
 fn a_vgg_of_64_rows_has_the_same_branches() {
-    let family = Family::Vgg(VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1; 5] });
+    let family = Family::Vgg(VggConfig::uniform([3, 4, 4, 5, 6], [1; 5]));
     let config = ModelConfig { image: [64, 64], ..SMALL };
     let rows = BranchesConfig::hsakd(&family, 3);
     let store = params();
@@ -527,7 +528,7 @@ fn impossible_branches_are_errors() {
         (row(1, Repeat::with_blocks(1, 0)), 3, "blocks must be from 1 to 256, found 0"),
         (row(1, Repeat::with_blocks(1, usize::MAX)), 3, "blocks"),
         (row(1, Repeat::whole(1)), 0, "outputs of a branch must be positive"),
-        (vec![], 3, "at least one branch"),
+        (vec![], 3, "number of branches must be from 1 to 64, found 0"),
     ] {
         let message = message(&resnet, rows, outputs);
         assert!(message.contains(words) && message.contains("resnet8"), "{message}");

@@ -26,8 +26,8 @@ pub(crate) fn distance(a: &Tensor, b: &Tensor) -> f64 {
     wide(a).iter().zip(wide(b)).fold(0.0, |most, (a, b)| if (a - b).abs() <= most { most } else { (a - b).abs() })
 }
 
-/// The derivative of `value`, a scalar in f64, along a random direction of all weights of `store` and of `inputs`, against a
-/// central difference. The store is as it was before each evaluation.
+/// The derivative of `value`, a scalar in f64, along a random direction of all weights of `store` and of `inputs`,
+/// against a central difference. The store is as it was before each evaluation.
 pub(crate) fn check_directional_derivative(store: &Params, inputs: &[Var], value: impl Fn() -> Tensor) {
     let start = store.snapshot().unwrap();
     let vars = store.trainable().into_iter().chain(inputs.iter().cloned().map(|var| ("input".to_string(), var)));

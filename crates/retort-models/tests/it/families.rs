@@ -10,14 +10,21 @@ use retort_nn::{Init, Mode, Network, Outputs, Params, Seed, Taps};
 
 const SMALL: ModelConfig = ModelConfig { in_channels: 2, image: [8, 11], classes: 3 };
 /// A narrow VGG with blocks of one and of two convolutions.
-const NARROW: VggConfig = VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1, 2, 1, 2, 1] };
+fn narrow_vgg() -> VggConfig {
+    VggConfig::uniform([3, 4, 4, 5, 6], [1, 2, 1, 2, 1])
+}
 
 fn wide(depth: usize, widen: usize, config: &ModelConfig, store: &Params) -> Result<Box<dyn Network>, Error> {
     Family::PreActivation(PreActivationConfig::wide(depth, widen)?).build("wrn", config, &store.root())
 }
 
 fn narrow(config: &ModelConfig, store: &Params) -> Result<Box<dyn Network>, Error> {
-    Family::Vgg(NARROW).build("vgg", config, &store.root())
+    Family::Vgg(narrow_vgg()).build("vgg", config, &store.root())
+}
+
+/// A VGG whose blocks change their width inside.
+fn several_widths() -> VggConfig {
+    VggConfig { blocks: [vec![3, 4], vec![4], vec![5, 3, 4], vec![6], vec![5, 7]], normalised: true }
 }
 
 /// A network of two narrow stages with a stem for large images and one for small ones.
@@ -26,7 +33,13 @@ fn residual(branch: Branch, stem: ResNetStem) -> Family {
 }
 
 fn pre_activation(flavour: Flavour, branch: Branch) -> Family {
-    Family::PreActivation(PreActivationConfig { flavour, branch, stem: 4, stages: narrow_stages() })
+    Family::PreActivation(PreActivationConfig {
+        flavour,
+        branch,
+        stem: 4,
+        stages: narrow_stages(),
+        ..PreActivationConfig::resnet18()
+    })
 }
 
 fn narrow_stages() -> Vec<Stage> {
@@ -49,7 +62,14 @@ fn kinds() -> Vec<Family> {
         pre_activation(Flavour::Raw, Branch::Bottleneck),
         Family::PreActivation(PreActivationConfig::wide(10, 1).unwrap()),
         Family::PreActivation(PreActivationConfig::wide(10, 2).unwrap()),
-        Family::Vgg(NARROW),
+        Family::Vgg(narrow_vgg()),
+        Family::Vgg(VggConfig { normalised: false, ..narrow_vgg() }),
+        Family::Vgg(several_widths()),
+        Family::PreActivation(PreActivationConfig {
+            stem_kernel: 5,
+            stem_stride: 2,
+            ..PreActivationConfig::wide(10, 1).unwrap()
+        }),
     ]
 }
 
@@ -160,7 +180,8 @@ fn wide_shortcuts_take_the_raw_map_or_project_the_activated_one() {
     }
 }
 
-/// `family` with shaken weights in which the last convolution of every block is silent: the shortcuts are all that is left.
+/// `family` with shaken weights in which the last convolution of every block is silent: the shortcuts are all that is
+/// left.
 fn shortcuts(family: &Family) -> Outputs {
     let start = params();
     family.build("kind", &SMALL, &start.root()).unwrap();
@@ -332,7 +353,7 @@ fn impossible_configurations_are_errors() {
         let message = narrow(&ModelConfig { image, ..SMALL }, &params()).err().unwrap().to_string();
         assert!(message.contains(words), "{message}");
     }
-    let empty = VggConfig { convolutions: [1, 1, 0, 1, 1], ..NARROW };
+    let empty = VggConfig::uniform([3, 4, 4, 5, 6], [1, 1, 0, 1, 1]);
     assert!(matches!(Family::Vgg(empty).build("vgg", &SMALL, &params().root()), Err(Error::Config { .. })));
     let Family::ResNet(plain) = residual(Branch::Basic, ResNetStem::small(4)) else { unreachable!() };
     let with_stem = |stem| ResNetConfig { stem, ..plain.clone() };
@@ -361,4 +382,36 @@ fn impossible_configurations_are_errors() {
     {
         assert!(network.forward(&images(&tiny(image), 1), Mode::Eval, Taps::ALL).is_ok());
     }
+}
+
+#[test]
+fn a_network_without_pre_activations_has_no_norms_of_them() {
+    for (name, stages) in
+        [("preact_resnet18", None), ("preresnet20", Some(3)), ("wrn_16_1", Some(3)), ("resnet8", Some(3))]
+    {
+        let network = build(name, &SMALL, &params().root()).unwrap();
+        assert_eq!(network.stage_norms().unwrap().map(|norms| norms.len()), stages, "{name}");
+    }
+    // A convolution without batch norm has none either, though it shows its value.
+    let network = build("gnosis_vgg16", &SMALL, &params().root()).unwrap();
+    assert!(network.spec().pre_activations && network.stage_norms().unwrap().is_none());
+}
+
+#[test]
+fn blocks_of_several_widths_and_without_batch_norm_have_the_keys_of_their_places() {
+    let keys = |config: VggConfig| {
+        let store = params();
+        Family::Vgg(config).build("vgg", &SMALL, &store.root()).unwrap();
+        store.shapes()
+    };
+    let shapes = keys(several_widths());
+    assert_eq!(shapes["block0.3.weight"], [4, 3, 3, 3]);
+    assert_eq!(shapes["block2.0.weight"], [5, 4, 3, 3]);
+    assert_eq!(shapes["block2.6.weight"], [4, 3, 3, 3]);
+    assert_eq!(shapes["block2.7.running_var"], [4]);
+    assert_eq!(shapes["classifier.weight"], [3, 7]);
+    let shapes = keys(VggConfig { normalised: false, ..several_widths() });
+    assert_eq!(shapes["block2.4.weight"], [4, 3, 3, 3]);
+    assert_eq!(shapes["block2.4.bias"], [4]);
+    assert!(!shapes.keys().any(|key| key.contains("running") || key.starts_with("block2.1.")));
 }

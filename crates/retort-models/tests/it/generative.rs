@@ -89,7 +89,8 @@ fn weighted(x: &Tensor, seed: u64) -> Tensor {
 
 #[test]
 fn spectral_norm_is_pytorchs() {
-    // Two training passes and one in evaluation of `torch.nn.utils.spectral_norm` 2.15 on a convolution, from even vectors.
+    // Two training passes and one in evaluation of `torch.nn.utils.spectral_norm` 2.15 on a convolution, from even
+    // vectors.
     let store = f64_store();
     let shape = [2, 2, 1, 2];
     let conv = SpectralConv2d::new(&store.root(), shape, Conv2dSpec::new(1, 0), Init::PyTorch).unwrap();

@@ -142,7 +142,7 @@ fn impossible_heads_are_errors() {
     let message = |inputs, layer| Head::new("head", inputs, &[layer], &store().root()).err().unwrap().to_string();
     assert!(message(0, HeadLayer::Relu).contains("inputs must be positive"));
     assert!(message(3, HeadLayer::Linear(0)).contains("outputs must be positive"));
-    assert!(message(1 << 20, HeadLayer::Linear(1 << 20)).contains("at most 1073741824 weights"));
+    assert!(message(1 << 20, HeadLayer::Linear(1 << 20)).contains("at most 268435456 weights"));
     for share in [-0.1, 1.0, f64::NAN] {
         assert!(message(3, HeadLayer::Dropout(share)).contains("dropout must be from 0 to below 1"));
     }

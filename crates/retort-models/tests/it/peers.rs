@@ -125,6 +125,31 @@ fn keys_are_those_of_the_reference() {
     }
 }
 
+/// The registry's networks have RepDistiller's keys, their MCL peers those of MCL's code.
+#[test]
+fn peers_of_registry_names_have_the_keys_of_mutual_contrastive_learning() {
+    for (name, two, four) in [
+        ("resnet32", "module_list.1.classifier.weight", "classifier_3.weight"),
+        ("mcl_resnet110", "module_list.1.classifier.weight", "classifier_3.weight"),
+        ("wrn_16_2", "module_list.1.classifier.weight", "classifier_3.weight"),
+        ("ShuffleNetV2_05x_cifar", "module_list.1.linear.weight", "linear_3.weight"),
+        ("hcgnet_A1", "module_list.1.classifier.weight", "classifier_3.weight"),
+    ] {
+        let family = &info(name).unwrap().family;
+        for (peers, key) in [(2, two), (4, four)] {
+            let store = declared();
+            Peers::new(name, family, &CIFAR, &PeersConfig::mcl(family, peers), &store.root()).unwrap();
+            let keys = store.shapes();
+            assert!(keys.contains_key(key), "{name}: {key} is missing");
+            assert!(!keys.keys().any(|key| key.contains(".fc.")), "{name}");
+        }
+    }
+    let store = declared();
+    let family = &info("resnet32").unwrap().family;
+    Peers::new("resnet32", family, &CIFAR, &PeersConfig::complete(2), &store.root()).unwrap();
+    assert!(store.shapes().contains_key("module_list.0.fc.weight"), "others keep the network's own");
+}
+
 #[test]
 fn classifiers_behind_a_trunk_start_as_in_the_reference() {
     let family = Family::PreActivation(PreActivationConfig::wide(10, 1).unwrap());
@@ -136,7 +161,7 @@ fn classifiers_behind_a_trunk_start_as_in_the_reference() {
     let drawn = bias(&PeersConfig::mcl(&family, 3), "classifier_1.bias");
     let largest = drawn.iter().fold(0f32, |most, value| most.max(value.abs()));
     assert!(largest <= 0.125 && largest > 0.1, "{largest}");
-    assert!(bias(&PeersConfig::mcl(&family, 2), "module_list.1.fc.bias").iter().all(|value| *value == 0.0));
+    assert!(bias(&PeersConfig::mcl(&family, 2), "module_list.1.classifier.bias").iter().all(|value| *value == 0.0));
 }
 
 /// Small networks.
@@ -154,7 +179,7 @@ fn narrow() -> Vec<(&'static str, Family)> {
             }),
         ),
         ("hcgnet", Family::HcgNet(HcgNetConfig { growth: [4, 4, 4], layers: 1 })),
-        ("vgg", Family::Vgg(retort_models::VggConfig { channels: [3, 4, 4, 5, 6], convolutions: [1; 5] })),
+        ("vgg", Family::Vgg(retort_models::VggConfig::uniform([3, 4, 4, 5, 6], [1; 5]))),
     ]
 }
 
@@ -302,7 +327,7 @@ fn one_shares_all_but_the_last_stage() {
 fn impossible_peers_are_errors() {
     let resnet = &info("resnet8").unwrap().family;
     let message = |family: &Family, peers, shared| {
-        let config = PeersConfig { peers, shared, rescales: false };
+        let config = PeersConfig { shared, ..PeersConfig::complete(peers) };
         Peers::new("network", family, &SMALL, &config, &declared().root()).err().unwrap().to_string()
     };
     for (peers, shared, words) in [
@@ -644,7 +669,7 @@ fn the_pyramid_goes_up_and_down() {
     for (shapes, words) in [
         (vec![shape(2, 8, 8)], "at least two maps"),
         (vec![shape(2, 8, 8), shape(2, 8, 8)], "found 8x8 and 8x8"),
-        (vec![shape(2, 8, 8), shape(0, 4, 4)], "channels must be positive"),
+        (vec![shape(2, 8, 8), shape(0, 4, 4)], "channels of a map must be positive"),
     ] {
         let message = Pyramid::new(&shapes, 6, PyramidConfig::default(), &declared().root()).err().unwrap().to_string();
         assert!(message.contains(words), "{message}");

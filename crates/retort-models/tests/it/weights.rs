@@ -119,6 +119,19 @@ fn a_file_of_pytorch() {
     }
 }
 
+/// What RepDistiller's `train_teacher.py` saves, in the format of its time, before PyTorch 1.6.
+#[test]
+fn a_file_of_old_pytorch() {
+    let ours = trained("resnet8", &TINY);
+    let tensors = ours.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec(), crate::flat(tensor)));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ckpt_epoch_240.pth");
+    std::fs::write(&path, forge::legacy_training(&tensors.collect::<Vec<_>>())).unwrap();
+    let read = import_weights(&WeightFile::open(&path).unwrap(), "resnet8", &TINY, None).unwrap();
+    same(&read.tensors, &ours);
+    assert!(read.naming.contains("RepDistiller"), "{}", read.naming);
+}
+
 #[test]
 fn all_that_does_not_fit_is_said() {
     let ours = trained("resnet8", &TINY);

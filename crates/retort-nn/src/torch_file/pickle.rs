@@ -1,102 +1,93 @@
-//! The instructions of pickle protocol 2 that `torch.save` writes for a state dict, and no others.
+//! The instructions of pickle protocol 2 that `torch.save` writes for a checkpoint, and no others.
 
-use super::{Element, MAX_RANK, Refusal, View, shown};
-use candle_core::DType;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod calls;
+
+use super::value::{Global, Id, Value};
+use super::{Element, Refusal, shown};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// What a pickle is about.
-pub(super) struct StateDict {
-    pub(super) container: Option<&'static str>,
-    pub(super) views: BTreeMap<String, View>,
-    pub(super) others: BTreeSet<String>,
-}
-
-/// Keys under which training programs keep the state dict beside other things.
-const CONTAINERS: [&str; 3] = ["model", "state_dict", "net"];
-
 /// A state dict takes about 200 bytes and 20 values a tensor; these are the limits for 40,000 tensors.
-const MAX_PICKLE: usize = 8 << 20;
+pub(super) const MAX_PICKLE: usize = 8 << 20;
 const MAX_VALUES: usize = 1 << 20;
 
-/// A key of the state dict, the name of a storage. A text is stored once but may be referred to by every second byte of a
-/// pickle, so nothing long may be copied for each reference.
-const MAX_NAME: usize = 1024;
-
-/// A value by its number: a pickle may refer to one value many times, or make it part of itself.
-type Id = u32;
-
-enum Value {
-    /// A number, a list, anything that is read over.
-    Other,
-    Int(i64),
-    Text(Arc<str>),
-    Global(Global),
-    Tuple(Vec<Id>),
-    List,
-    Dict(Vec<(Id, Id)>),
-    Storage {
-        element: Element,
-        name: Arc<str>,
-        count: usize,
-    },
-    Tensor(View),
-}
-
-/// Everything of Python that a state dict names.
+/// How large a pickle may be.
 #[derive(Clone, Copy)]
-enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Storage(Element),
+pub(super) struct Limits {
+    bytes: usize,
+    values: usize,
 }
 
-impl Global {
-    fn named(module: &str, name: &str) -> Option<Self> {
-        let element = |name, size, float| Some(Self::Storage(Element { name, size, float }));
-        match (module, name) {
-            ("collections", "OrderedDict") => Some(Self::OrderedDict),
-            ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensor),
-            ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch", "FloatStorage") => element("float32", 4, Some(DType::F32)),
-            ("torch", "DoubleStorage") => element("float64", 8, Some(DType::F64)),
-            ("torch", "HalfStorage") => element("float16", 2, Some(DType::F16)),
-            ("torch", "BFloat16Storage") => element("bfloat16", 2, Some(DType::BF16)),
-            ("torch", "LongStorage") => element("int64", 8, None),
-            ("torch", "IntStorage") => element("int32", 4, None),
-            ("torch", "ShortStorage") => element("int16", 2, None),
-            ("torch", "CharStorage") => element("int8", 1, None),
-            ("torch", "ByteStorage") => element("uint8", 1, None),
-            ("torch", "BoolStorage") => element("bool", 1, None),
-            _ => None,
+impl Limits {
+    pub(super) const OBJECT: Self = Self { bytes: MAX_PICKLE, values: MAX_VALUES };
+    /// A number, or a dict of numbers.
+    pub(super) const HEADER: Self = Self { bytes: 4096, values: 256 };
+}
+
+/// A pickle that was read: values that refer to each other.
+pub(super) struct Pickled {
+    values: Vec<Value>,
+    root: Id,
+    /// Every storage that the pickle speaks of, by name.
+    pub(super) storages: BTreeMap<Arc<str>, (Element, usize)>,
+    /// One beyond its last byte.
+    pub(super) end: usize,
+}
+
+impl Pickled {
+    /// Reads the pickle that begins at byte `start`; `what` names it in messages.
+    pub(super) fn read(bytes: &[u8], start: usize, what: &str, limits: Limits) -> Result<Self, Refusal> {
+        let most = start.saturating_add(limits.bytes);
+        let mut machine = Machine {
+            bytes: bytes.get(..most).unwrap_or(bytes),
+            cut_off: if most < bytes.len() { "the pickle is longer than such a pickle may be" } else { CUT_OFF },
+            at: start,
+            values: vec![],
+            room: limits.values,
+            limit: limits.values,
+            stack: vec![],
+            marks: vec![],
+            memo: HashMap::new(),
+            storages: BTreeMap::new(),
+        };
+        while let Some(opcode) = machine.next_opcode().map_err(|reason| format!("{what}: {reason}"))? {
+            let at = machine.at - 1;
+            machine.step(opcode).map_err(|reason| format!("{what}, byte {at}: {reason}"))?;
         }
+        let root = machine.pop().map_err(|reason| format!("{what}: {reason}"))?;
+        Ok(Self { values: machine.values, root, storages: machine.storages, end: machine.at })
     }
-}
 
-/// Reads the pickle and finds the state dict in it.
-pub(super) fn state_dict(bytes: &[u8]) -> Result<StateDict, Refusal> {
-    if bytes.len() > MAX_PICKLE {
-        return Err(format!("data.pkl has {} bytes, a state dict at most {MAX_PICKLE}", bytes.len()));
+    pub(super) fn value(&self, id: Id) -> &Value {
+        &self.values[id as usize]
     }
-    let mut machine = Machine { bytes, at: 0, values: vec![], stack: vec![], marks: vec![], memo: HashMap::new() };
-    while let Some(opcode) = machine.next_opcode()? {
-        let at = machine.at - 1;
-        machine.step(opcode).map_err(|reason| format!("data.pkl, byte {at}: {reason}"))?;
+
+    pub(super) fn root(&self) -> &Value {
+        self.value(self.root)
     }
-    let root = machine.pop().map_err(|reason| format!("data.pkl: {reason}"))?;
-    machine.select(root)
+
+    /// What a dict holds under a key, the last one if there are several.
+    pub(super) fn under(&self, entries: &[(Id, Id)], key: &str) -> Option<&Value> {
+        let is_key = |id: Id| matches!(self.value(id), Value::Text(text) if &**text == key);
+        entries.iter().rev().find(|(id, _)| is_key(*id)).map(|(_, value)| self.value(*value))
+    }
 }
 
 /// The stack machine of a pickle.
 struct Machine<'a> {
     bytes: &'a [u8],
+    /// Why there are no more bytes, where there are none.
+    cut_off: &'static str,
     at: usize,
     values: Vec<Value>,
+    /// How many values may still be made, of `limit`.
+    room: usize,
+    limit: usize,
     stack: Vec<Id>,
     /// Heights of the stack at the marks that are open.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
+    storages: BTreeMap<Arc<str>, (Element, usize)>,
 }
 
 const CUT_OFF: &str = "the pickle is cut off";
@@ -104,7 +95,7 @@ const CUT_OFF: &str = "the pickle is cut off";
 impl<'a> Machine<'a> {
     /// The next instruction; none behind the last one, `STOP`.
     fn next_opcode(&mut self) -> Result<Option<u8>, Refusal> {
-        let opcode = *self.bytes.get(self.at).ok_or("data.pkl: the pickle is cut off")?;
+        let opcode = *self.bytes.get(self.at).ok_or(self.cut_off)?;
         self.at += 1;
         Ok(Some(opcode).filter(|opcode| *opcode != b'.'))
     }
@@ -121,22 +112,27 @@ impl<'a> Machine<'a> {
             b'h' => self.recall::<1>(),
             b'j' => self.recall::<4>(),
             b'X' => self.text(),
+            b'U' => self.number::<1>().and_then(|length| self.string(length)),
+            b'T' => self.number::<4>().and_then(|length| self.string(length)),
             b'c' => self.global(),
             b'Q' => self.storage(),
             b'R' => self.call(),
+            0x81 => self.instance(),
             b'b' => self.attributes(),
             b'K' => self.int::<1>(),
             b'M' => self.int::<2>(),
             b'J' => self.int::<4>(),
+            b'I' => self.decimal(),
             0x8A => self.long(),
             b'G' => self.take(8).map(drop).and_then(|()| self.push(Value::Other)),
-            b'N' | 0x88 | 0x89 => self.push(Value::Other),
+            b'N' => self.push(Value::None),
+            0x88 | 0x89 => self.push(Value::Bool(opcode == 0x88)),
             b')' => self.push(Value::Tuple(vec![])),
             0x85..=0x87 => self.tuple(usize::from(opcode - 0x84)),
             b't' => self.taken_to_mark().and_then(|ids| self.push(Value::Tuple(ids))),
-            b']' => self.push(Value::List),
-            b'a' => self.pop().and_then(|_| self.expect_list()),
-            b'e' => self.taken_to_mark().and_then(|_| self.expect_list()),
+            b']' => self.push(Value::List(vec![])),
+            b'a' => self.pop().and_then(|id| self.append(vec![id])),
+            b'e' => self.taken_to_mark().and_then(|ids| self.append(ids)),
             b'}' => self.push(Value::Dict(vec![])),
             b's' => self.pair().and_then(|pair| self.insert(vec![pair])),
             b'u' => self.pairs().and_then(|pairs| self.insert(pairs)),
@@ -145,10 +141,18 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, length: usize) -> Result<&'a [u8], Refusal> {
-        let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len()).ok_or(CUT_OFF)?;
+        let end = self.at.checked_add(length).filter(|end| *end <= self.bytes.len()).ok_or(self.cut_off)?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)
+    }
+
+    /// The rest of a line.
+    fn line(&mut self) -> Result<&'a [u8], Refusal> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(|byte| *byte == b'\n').ok_or(self.cut_off)?;
+        self.at += length + 1;
+        Ok(&rest[..length])
     }
 
     /// A little-endian number without sign, of at most four bytes.
@@ -157,11 +161,15 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, value: Value) -> Result<(), Refusal> {
-        if self.values.len() == MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values"));
-        }
+        self.charge(1)?;
         self.stack.push(self.values.len() as Id);
         self.values.push(value);
+        Ok(())
+    }
+
+    /// Takes from the room for values.
+    fn charge(&mut self, values: usize) -> Result<(), Refusal> {
+        self.room = self.room.checked_sub(values).ok_or_else(|| format!("more than {} values", self.limit))?;
         Ok(())
     }
 
@@ -180,6 +188,11 @@ impl<'a> Machine<'a> {
 
     fn value(&self, id: Id) -> &Value {
         &self.values[id as usize]
+    }
+
+    /// The value that an instruction adds to.
+    fn target(&mut self) -> Option<&mut Value> {
+        self.stack.last().map(|id| &mut self.values[*id as usize])
     }
 
     fn protocol(&mut self) -> Result<(), Refusal> {
@@ -209,11 +222,33 @@ impl<'a> Machine<'a> {
         self.push(Value::Text(text))
     }
 
+    /// A text of Python 2, which may also be the bytes of a number.
+    fn string(&mut self, length: usize) -> Result<(), Refusal> {
+        let value = match std::str::from_utf8(self.take(length)?) {
+            Ok(text) => Value::Text(text.into()),
+            Err(_) => Value::Bytes(length),
+        };
+        self.push(value)
+    }
+
     fn int<const N: usize>(&mut self) -> Result<(), Refusal> {
         let number = self.number::<N>()?;
         // Only the instruction for four bytes has a sign.
         let value = if N == 4 { i64::from(number as u32 as i32) } else { number as i64 };
         self.push(Value::Int(value))
+    }
+
+    /// An integer in decimal digits: how Python 2 writes what four bytes cannot hold. (`00` and `01` were its
+    /// booleans.)
+    fn decimal(&mut self) -> Result<(), Refusal> {
+        let line = self.line()?;
+        let number = std::str::from_utf8(line).ok().and_then(|digits| digits.parse().ok());
+        let value = match (line, number) {
+            (b"00" | b"01", _) => Value::Bool(line == b"01"),
+            (_, Some(number)) => Value::Int(number),
+            _ => return Err(format!("`{}` is no integer", shown(&String::from_utf8_lossy(line)))),
+        };
+        self.push(value)
     }
 
     /// An integer of any length; what does not fit 64 bits is no size and no count.
@@ -234,13 +269,8 @@ impl<'a> Machine<'a> {
 
     /// A name of Python, module and name each in a line. Everything that could do harm would begin here.
     fn global(&mut self) -> Result<(), Refusal> {
-        let mut line = || {
-            let rest = &self.bytes[self.at..];
-            let length = rest.iter().position(|byte| *byte == b'\n').ok_or(CUT_OFF)?;
-            self.at += length + 1;
-            Ok::<_, Refusal>(String::from_utf8_lossy(&rest[..length]))
-        };
-        let (module, name) = (line()?, line()?);
+        let (module, name) = (self.line()?, self.line()?);
+        let (module, name) = (String::from_utf8_lossy(module), String::from_utf8_lossy(name));
         let global = Global::named(&module, &name).ok_or_else(|| {
             let name = shown(&format!("{module}.{name}"));
             format!(
@@ -251,103 +281,18 @@ impl<'a> Machine<'a> {
         self.push(Value::Global(global))
     }
 
-    /// `("storage", type, name, location, count)` becomes a storage.
-    fn storage(&mut self) -> Result<(), Refusal> {
-        let id = self.pop()?;
-        let [kind, element, name, _, count] = self.parts::<5>(id)?;
-        let (Value::Text(kind), Value::Global(Global::Storage(element)), Value::Text(name), Value::Int(count)) =
-            (kind, element, name, count)
-        else {
-            return Err("a reference to something else than a storage".into());
-        };
-        if &**kind != "storage" || name.len() > MAX_NAME {
-            return Err(format!("a reference to `{}` called `{}`, not to a storage", shown(kind), shown(name)));
-        }
-        let storage = Value::Storage { element: *element, name: name.clone(), count: size(*count)? };
-        self.push(storage)
-    }
-
-    /// One of the three calls that a state dict makes.
-    fn call(&mut self) -> Result<(), Refusal> {
-        let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Value::Global(global), Value::Tuple(ids)) = (self.value(function), self.value(arguments)) else {
-            return Err("a call of something that is no function".into());
-        };
-        match global {
-            Global::OrderedDict if ids.is_empty() => self.push(Value::Dict(vec![])),
-            Global::RebuildTensor => {
-                let view = self.view(arguments)?;
-                self.push(Value::Tensor(view))
-            }
-            Global::RebuildParameter => match ids[..] {
-                [tensor, ..] if matches!(self.value(tensor), Value::Tensor(_)) => {
-                    self.stack.push(tensor);
-                    Ok(())
-                }
-                _ => Err("a parameter without a tensor".into()),
-            },
-            _ => Err("a call with arguments that torch.save does not write".into()),
-        }
-    }
-
-    /// The first parts of a tuple that has as many; a longer one is not walked.
-    fn parts<const N: usize>(&self, id: Id) -> Result<[&Value; N], Refusal> {
-        match self.value(id) {
-            Value::Tuple(ids) if ids.len() >= N => Ok(std::array::from_fn(|i| self.value(ids[i]))),
-            _ => Err(format!("a tuple of at least {N} was expected")),
-        }
-    }
-
-    /// `(storage, offset, shape, strides, requires_grad, hooks)`, and metadata in newer files.
-    fn view(&self, arguments: Id) -> Result<View, Refusal> {
-        let [storage, offset, shape, strides, _, _] = self.parts::<6>(arguments)?;
-        let (Value::Storage { element, name, count }, Value::Int(offset), Value::Tuple(shape), Value::Tuple(strides)) =
-            (storage, offset, shape, strides)
-        else {
-            return Err("a tensor that is not described as torch.save does it".into());
-        };
-        Ok(View {
-            element: *element,
-            storage: name.clone(),
-            count: *count,
-            offset: size(*offset)?,
-            shape: self.sizes(shape)?,
-            strides: self.sizes(strides)?,
-        })
-    }
-
-    fn sizes(&self, ids: &[Id]) -> Result<Vec<usize>, Refusal> {
-        if ids.len() > MAX_RANK {
-            return Err(format!("a tensor of {} dimensions, expected at most {MAX_RANK}", ids.len()));
-        }
-        ids.iter().map(|id| self.size(*id)).collect()
-    }
-
-    fn size(&self, id: Id) -> Result<usize, Refusal> {
-        match self.value(id) {
-            Value::Int(value) => size(*value),
-            _ => Err("a size that is no number".into()),
-        }
-    }
-
-    /// Attributes of a dict (state dicts carry versions of their modules): read over.
-    fn attributes(&mut self) -> Result<(), Refusal> {
-        self.pop()?;
-        match self.stack.last().map(|id| self.value(*id)) {
-            Some(Value::Dict(_)) => Ok(()),
-            _ => Err("attributes of something that is no dict".into()),
-        }
-    }
-
     fn tuple(&mut self, length: usize) -> Result<(), Refusal> {
         let mut ids = (0..length).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
         ids.reverse();
         self.push(Value::Tuple(ids))
     }
 
-    fn expect_list(&self) -> Result<(), Refusal> {
-        match self.stack.last().map(|id| self.value(*id)) {
-            Some(Value::List) => Ok(()),
+    fn append(&mut self, ids: Vec<Id>) -> Result<(), Refusal> {
+        match self.target() {
+            Some(Value::List(list)) => {
+                list.extend(ids);
+                Ok(())
+            }
             _ => Err("an entry of something that is no list".into()),
         }
     }
@@ -364,8 +309,7 @@ impl<'a> Machine<'a> {
     }
 
     fn insert(&mut self, pairs: Vec<(Id, Id)>) -> Result<(), Refusal> {
-        let target = self.stack.last().map(|id| &mut self.values[*id as usize]);
-        match target {
+        match self.target() {
             Some(Value::Dict(entries)) => {
                 entries.extend(pairs);
                 Ok(())
@@ -373,79 +317,4 @@ impl<'a> Machine<'a> {
             _ => Err("an entry of something that is no dict".into()),
         }
     }
-
-    /// The state dict: under one of the known keys, or the whole.
-    fn select(&self, root: Id) -> Result<StateDict, Refusal> {
-        let Value::Dict(entries) = self.value(root) else {
-            return Err("the file holds no dict of tensors; save model.state_dict()".into());
-        };
-        let mut found = Vec::new();
-        for container in CONTAINERS {
-            let inner = entries.iter().rev().find(|(key, _)| self.is_text(*key, container)).map(|(_, value)| *value);
-            if let Some(Value::Dict(inner)) = inner.map(|id| self.value(id))
-                && self.has_tensors(inner)
-            {
-                found.push((Some(container), inner));
-            }
-        }
-        if found.is_empty() && self.has_tensors(entries) {
-            found.push((None, entries));
-        }
-        match found[..] {
-            [(container, entries)] => self.collect(container, entries),
-            [] => Err(format!(
-                "no tensors, neither as a whole nor under {}; keys: {}",
-                CONTAINERS.join(", "),
-                self.keys(entries)
-            )),
-            _ => Err(format!("several state dicts: {}; save one of them alone", self.keys(entries))),
-        }
-    }
-
-    fn is_text(&self, id: Id, expected: &str) -> bool {
-        matches!(self.value(id), Value::Text(text) if &**text == expected)
-    }
-
-    fn has_tensors(&self, entries: &[(Id, Id)]) -> bool {
-        entries.iter().any(|(_, value)| matches!(self.value(*value), Value::Tensor(_)))
-    }
-
-    /// The first keys, for messages.
-    fn keys(&self, entries: &[(Id, Id)]) -> String {
-        const SHOWN: usize = 10;
-        let text = |(key, _): &(Id, Id)| match self.value(*key) {
-            Value::Text(text) => format!("`{}`", shown(text)),
-            _ => "(no text)".into(),
-        };
-        let mut keys: Vec<String> = entries.iter().take(SHOWN).map(text).collect();
-        if entries.len() > SHOWN {
-            keys.push("..".into());
-        }
-        if keys.is_empty() { "none".into() } else { keys.join(", ") }
-    }
-
-    fn collect(&self, container: Option<&'static str>, entries: &[(Id, Id)]) -> Result<StateDict, Refusal> {
-        let mut dict = StateDict { container, views: BTreeMap::new(), others: BTreeSet::new() };
-        for (key, value) in entries {
-            let Value::Text(key) = self.value(*key) else {
-                return Err("a key of the state dict is no text".into());
-            };
-            if key.len() > MAX_NAME {
-                return Err(format!("a key of {} bytes: `{}`", key.len(), shown(key)));
-            }
-            match self.value(*value) {
-                Value::Tensor(view) => {
-                    if dict.views.insert(key.to_string(), view.clone()).is_some() {
-                        return Err(format!("the key `{}` occurs twice", shown(key)));
-                    }
-                }
-                _ => drop(dict.others.insert(key.to_string())),
-            }
-        }
-        Ok(dict)
-    }
-}
-
-fn size(value: i64) -> Result<usize, Refusal> {
-    usize::try_from(value).map_err(|_| format!("a size of {value}"))
 }

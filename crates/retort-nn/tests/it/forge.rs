@@ -36,6 +36,16 @@ impl Pickle {
 
     /// A view of a storage.
     pub(crate) fn view(self, view: &View<'_>) -> Self {
+        self.view_of_piece(view, b"")
+    }
+
+    /// A view of a storage, as the format before PyTorch 1.6 has it.
+    pub(crate) fn legacy_view(self, view: &View<'_>) -> Self {
+        self.view_of_piece(view, b"N")
+    }
+
+    /// A view of what the last part of the reference to the storage says.
+    pub(crate) fn view_of_piece(self, view: &View<'_>, piece: &[u8]) -> Self {
         self.global("torch._utils", "_rebuild_tensor_v2")
             .raw(b"((")
             .text("storage")
@@ -43,6 +53,7 @@ impl Pickle {
             .text(view.storage)
             .text("cpu")
             .int(view.count)
+            .raw(piece)
             .raw(b"tQ")
             .int(view.offset)
             .sizes(view.shape)
@@ -132,6 +143,56 @@ pub(crate) fn state_dict(container: Option<&str>, tensors: &[(String, Vec<usize>
     }
     let pickle = if container.is_some() { pickle.raw(b"s") } else { pickle };
     zip(&[vec![entry("data.pkl", &pickle.stop())], storages].concat())
+}
+
+/// The facts about the machine that the format before PyTorch 1.6 begins with.
+pub(crate) fn system(little_endian: bool, long: i64) -> Vec<u8> {
+    let flag: &[u8] = if little_endian { b"\x88" } else { b"\x89" };
+    let pickle = Pickle::new().raw(b"}(").text("protocol_version").int(1001).text("little_endian").raw(flag);
+    let sizes = pickle.text("type_sizes").raw(b"}(").text("short").int(2).text("int").int(4).text("long").int(long);
+    sizes.raw(b"uu").stop()
+}
+
+/// The keys of storages.
+pub(crate) fn keys(names: &[&str]) -> Vec<u8> {
+    names.iter().fold(Pickle::new().raw(b"]("), |pickle, name| pickle.text(name)).raw(b"e").stop()
+}
+
+pub(crate) const MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
+/// A file in the format before PyTorch 1.6, of its parts.
+pub(crate) fn row(version: i64, system: &[u8], object: &[u8], keys: &[u8], storages: &[u8]) -> Vec<u8> {
+    [MAGIC, &Pickle::new().int(version).stop(), system, object, keys, storages].concat()
+}
+
+/// A count and the elements.
+pub(crate) fn counted(count: u64, values: &[f32]) -> Vec<u8> {
+    [count.to_le_bytes().to_vec(), floats(values)].concat()
+}
+
+/// A file in the format before PyTorch 1.6, of a pickle and of one storage of four float32.
+pub(crate) fn legacy_file(object: &[u8]) -> Vec<u8> {
+    row(1001, &system(true, 4), object, &keys(&["0"]), &counted(4, &[1.0, 2.0, 3.0, 4.0]))
+}
+
+/// What RepDistiller saves, in the format before PyTorch 1.6: options, and float32 tensors under `model`.
+pub(crate) fn legacy_training(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    let options = Pickle::new().raw(b"}").text("opt").global("argparse", "Namespace").raw(b")\x81}");
+    let mut pickle = options.text("lr_decay_epochs").raw(b"](K\x96K\xb4K\xd2esbs").text("model");
+    pickle = pickle.global("collections", "OrderedDict").raw(b")R");
+    let (mut names, mut storages) = (Vec::new(), Vec::new());
+    for (i, (name, shape, values)) in tensors.iter().enumerate() {
+        let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        let strides: Vec<i64> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        let (storage, count) = ((94_552_000 + 96 * i).to_string(), values.len() as i64);
+        let class = "FloatStorage";
+        let view = View { class, storage: &storage, count, offset: 0, shape: &shape, strides: &strides };
+        pickle = pickle.text(name).legacy_view(&view).raw(b"s");
+        storages.extend(counted(values.len() as u64, values));
+        names.push(storage);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    row(1001, &system(true, 4), &pickle.raw(b"s").stop(), &keys(&names), &storages)
 }
 
 /// A file of a pickle and of one storage of four float32.

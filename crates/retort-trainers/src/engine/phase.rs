@@ -3,8 +3,11 @@
 use super::Objective;
 use crate::Result;
 use rand_chacha::ChaCha8Rng;
-use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, TransformConfig};
+use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, ViewConfig};
 use retort_nn::{OptimizerConfig, ScheduleConfig, Seed};
+
+/// Batches that are made while a step goes on, where that takes a noticeable part of it.
+const AHEAD: usize = 4;
 
 /// Which samples form a batch, and how they are augmented.
 #[derive(Clone, Debug)]
@@ -13,8 +16,8 @@ pub struct BatchPlan {
     pub batch_size: usize,
     /// Which images form a batch.
     pub sampling: Sampling,
-    /// Augmentation in order.
-    pub transforms: Vec<TransformConfig>,
+    /// What a batch shows of its images, at least one view.
+    pub views: Vec<ViewConfig>,
 }
 
 impl BatchPlan {
@@ -23,10 +26,13 @@ impl BatchPlan {
             batch_size: self.batch_size,
             sampling: self.sampling,
             drop_last: false,
-            transforms: self.transforms.clone(),
+            views: self.views.clone(),
             seed: seed.value(),
         };
-        Ok(Loader::new(dataset.clone(), config)?)
+        let loader = Loader::new(dataset.clone(), config)?;
+        // Rows in a file are waited for, and colours take a while; a crop is made faster than it is handed over.
+        let quick = dataset.pixels().is_some() && self.views.iter().all(ViewConfig::is_quick);
+        Ok(if quick { loader } else { loader.prefetch(1, AHEAD)? })
     }
 }
 

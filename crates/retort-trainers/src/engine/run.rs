@@ -246,7 +246,7 @@ impl<'a> PhaseState<'a> {
         epoch: usize,
         running: &mut Running,
     ) -> Result<[Option<Tensor>; 2]> {
-        let samples = batch.label_ids.len();
+        let samples = batch.len();
         let mut totals: [Option<Tensor>; 2] = [None, None];
         let mut loss = 0.0;
         for term in &output.terms {
@@ -272,7 +272,7 @@ impl<'a> PhaseState<'a> {
         running.samples += samples;
         if let Some(logits) = &output.logits {
             running.predicted += samples;
-            running.correct += correct(logits, &batch.labels)?;
+            running.correct += correct(logits, batch.labels()?)?;
         }
         if totals.iter().all(Option::is_none) {
             let message = "a step needs at least one loss term".into();

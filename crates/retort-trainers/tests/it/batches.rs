@@ -3,7 +3,7 @@
 use crate::{DIGITS, StopAfter, bytes, data, losses, phase, run};
 use candle_core::Device;
 use rand_chacha::ChaCha8Rng;
-use retort_datasets::{Batch, Sampling};
+use retort_datasets::{Batch, Sampling, ViewConfig};
 use retort_losses::{LossConfig, MapChoice};
 use retort_nn::Seed;
 use retort_trainers::engine::{BatchTransform, EpochRecord, Identity, Phase, Silent};
@@ -109,7 +109,7 @@ fn batches_that_cannot_be_formed_are_an_error() {
 #[test]
 fn plain_training_of_a_network_without_maps_learns() {
     let mut phases = [phase(Box::new(objective(STUDENT, None, r#"[{"method":"ce"}]"#).unwrap()), 12)];
-    phases[0].plan.transforms.clear();
+    phases[0].plan.views = vec![ViewConfig::default()];
     let summary = run(&mut phases, None, &AtomicBool::new(false), &mut Silent).unwrap();
     assert!(summary.last("student").unwrap().accuracy > 0.6, "{:?}", summary.last("student"));
 }

@@ -5,7 +5,7 @@ mod phases;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
-use retort_datasets::{Batch, Dataset, Sampling, Split, TransformConfig};
+use retort_datasets::{Batch, Dataset, Sampling, Split, TransformConfig, ViewConfig};
 use retort_losses::{LossConfig, Term};
 use retort_models::ModelConfig;
 use retort_nn::{Decay, Network, OptimizerConfig, ParamGroup, ScheduleConfig, Seed, Tensors};
@@ -38,10 +38,10 @@ fn phase(objective: Box<dyn Objective>, epochs: usize) -> Phase {
         plan: BatchPlan {
             batch_size: 16,
             sampling: Sampling::Shuffled,
-            transforms: vec![
+            views: vec![ViewConfig::new(vec![
                 TransformConfig::RandomCrop { padding: 1 },
                 TransformConfig::HorizontalFlip { probability: 0.5 },
-            ],
+            ])],
         },
         transform: Box::new(Identity),
         optimizer: OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, dampening: 0.0, weight_decay: 5e-4 },
@@ -281,9 +281,10 @@ impl BatchTransform for Halve {
         let index = batch.index[..half].to_vec();
         Ok(Batch {
             images: cut(&batch.images)?,
-            labels: cut(&batch.labels)?,
+            labels: batch.labels.as_ref().map(cut).transpose()?,
             index,
             label_ids: batch.label_ids[..half].to_vec(),
+            ..batch
         })
     }
 }
@@ -316,7 +317,7 @@ fn plain_training_learns() {
         device: Device::Cpu,
     };
     let mut phases = [phase(Box::new(Offline::new(&config).unwrap()), 12)];
-    phases[0].plan.transforms.clear();
+    phases[0].plan.views = vec![ViewConfig::default()];
     let summary = run(&mut phases, None, &AtomicBool::new(false), &mut Silent).unwrap();
     let last = summary.last("student").unwrap();
     assert_eq!(last.samples, test.len());

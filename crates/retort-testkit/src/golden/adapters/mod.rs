@@ -4,6 +4,7 @@
 //! it computes nothing that belongs to the method.
 //! To support a new id, write its function in the file of its family and add a line to [`adapter`].
 
+mod augment;
 mod contrastive;
 mod distribution;
 mod feature;
@@ -70,6 +71,11 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "mmd" => distribution::mmd,
         "mmd-conditional" => distribution::mmd_conditional,
         "energy-distance" => distribution::energy_distance,
+        "aug-mixup" => augment::mixup,
+        "aug-cutmix" => augment::cutmix,
+        "aug-cutout" => augment::cutout,
+        "aug-random-erase" => augment::random_erase,
+        "aug-rotate4" => augment::rotate4,
         "model-forward" => model::forward,
         "model-train-step" => model::train_step,
         _ => return None,
