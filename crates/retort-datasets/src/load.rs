@@ -210,11 +210,17 @@ impl Sources {
     pub fn load_custom(&self, name: &str, custom: &CustomConfig, split: Split) -> Result<Dataset> {
         custom.check(name)?;
         let train = self.custom(name, custom, Split::Train, None)?.finish_with_statistics()?;
-        if split == Split::Train {
-            return Ok(train);
-        }
-        // Test images go through the same numbers as training images, and count the same classes.
-        let rows = self.custom(name, custom, split, Some(&train))?;
+        if split == Split::Train { Ok(train) } else { self.load_custom_beside(&train, custom, split) }
+    }
+
+    /// Another split of the data set that `train` was read from: its images go through the same numbers as the training
+    /// images, and count the same classes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sources::load_custom`]; class names that differ from those of `train`.
+    pub fn load_custom_beside(&self, train: &Dataset, custom: &CustomConfig, split: Split) -> Result<Dataset> {
+        let rows = self.custom(train.name(), custom, split, Some(train))?;
         rows.finish(train.normalization().clone())
     }
 

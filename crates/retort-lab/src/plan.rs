@@ -123,12 +123,8 @@ impl Splits {
         test: Option<usize>,
         sources: &Sources,
     ) -> Result<Self> {
-        let read = |split| match custom {
-            Some(custom) => sources.load_custom(name, custom, split),
-            None => sources.load(name, split),
-        };
-        let part = |split, config: &SubsetConfig| -> Result<Dataset> {
-            let whole = read(split).map_err(Error::request)?;
+        let [all_train, all_test] = whole_splits(name, custom, sources).map_err(Error::request)?;
+        let part = |whole: &Dataset, config: &SubsetConfig| -> Result<Dataset> {
             // All rows are all rows, also of a set with classes of unequal size: a record names them by their number.
             let of_classes = SubsetConfig { classes: config.classes.clone(), ..SubsetConfig::default() };
             let whole = whole.subset(&of_classes).map_err(Error::request)?;
@@ -138,7 +134,7 @@ impl Splits {
         };
         let of_test = SubsetConfig { classes: train.classes.clone(), count: test, ..SubsetConfig::default() };
         let (custom, subset) = (custom.cloned(), train.clone());
-        let (train, test) = (part(Split::Train, train)?, part(Split::Test, &of_test)?);
+        let (train, test) = (part(&all_train, train)?, part(&all_test, &of_test)?);
         if !train.is_labelled() || train.class_names() != test.class_names() || train.shape() != test.shape() {
             let about = |part: &Dataset| format!("{} classes, images {}", part.classes(), part.shape());
             let message = format!(
@@ -213,6 +209,17 @@ impl Splits {
         let named = classes.is_some() || fraction.is_some() || seed.is_some() || noise.is_some();
         named.then(|| self.subset.clone())
     }
+}
+
+/// All training and all test rows; a set that the registry does not have is decoded once for both.
+fn whole_splits(name: &str, custom: Option<&CustomConfig>, sources: &Sources) -> retort_datasets::Result<[Dataset; 2]> {
+    if custom.is_none() && !CustomConfig::is_custom(name) {
+        return Ok([sources.load(name, Split::Train)?, sources.load(name, Split::Test)?]);
+    }
+    let custom = custom.cloned().unwrap_or_default();
+    let train = sources.load_custom(name, &custom, Split::Train)?;
+    let test = sources.load_custom_beside(&train, &custom, Split::Test)?;
+    Ok([train, test])
 }
 
 /// A cell of the table before averaging: one method, one pair, one seed.

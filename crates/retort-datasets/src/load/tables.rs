@@ -57,19 +57,21 @@ impl Sources {
         }
     }
 
-    /// Where the cache has a registered set.
-    pub(super) fn cached(&self, info: &DatasetInfo, copy: &HubCopy, split: Split) -> Result<String> {
+    /// The files of a split of a registered set.
+    fn copied_files(&self, copy: &HubCopy, split: Split) -> Result<Vec<PathBuf>> {
         let repository = Repository::parse(Kind::Dataset, copy.repository)?;
         let name = if split == Split::Test { copy.test.to_owned() } else { split.to_string() };
-        let here = Sources { offline: true, ..self.clone() };
-        here.shards(&repository, None, Some(copy.config), &name)?;
+        self.shards(&repository, None, Some(copy.config), &name)
+    }
+
+    /// Where the cache has a registered set.
+    pub(super) fn cached(&self, info: &DatasetInfo, copy: &HubCopy, split: Split) -> Result<String> {
+        Sources { offline: true, ..self.clone() }.copied_files(copy, split)?;
         Ok(format!("the hub's cache, {} ({})", copy.repository, info.title))
     }
 
     pub(super) fn hub_copy(&self, info: &'static DatasetInfo, copy: &HubCopy, split: Split) -> Result<Dataset> {
-        let repository = Repository::parse(Kind::Dataset, copy.repository)?;
-        let name = if split == Split::Test { copy.test.to_owned() } else { split.to_string() };
-        let files = self.shards(&repository, None, Some(copy.config), &name)?;
+        let files = self.copied_files(copy, split)?;
         let columns = ParquetColumns { image: copy.image.into(), label: Some(copy.label.into()), value: None };
         let images = ParquetImages::open(&files, columns)?;
         let decoder = ImageDecoder::new(info.shape, Fit::Exact)?;
@@ -109,20 +111,14 @@ impl Sources {
             _ => split.to_string(),
         };
         let files = self.shards(&repository, custom.revision.as_deref(), custom.config.as_deref(), &of_split)?;
-        let guessed = || ParquetColumns::guess(&files[0]);
-        let columns = match (&custom.image, &custom.label) {
-            (Some(image), Some(label)) => {
-                ParquetColumns { image: image.clone(), label: Some(label.clone()), value: custom.value.clone() }
-            }
+        let (image, label) = match (custom.image.clone(), custom.label.clone()) {
+            (Some(image), Some(label)) => (image, Some(label)),
             (image, label) => {
-                let guess = guessed()?;
-                ParquetColumns {
-                    image: image.clone().unwrap_or(guess.image),
-                    label: label.clone().or(guess.label),
-                    value: custom.value.clone(),
-                }
+                let guess = ParquetColumns::guess(&files[0])?;
+                (image.unwrap_or(guess.image), label.or(guess.label))
             }
         };
+        let columns = ParquetColumns { image, label, value: custom.value.clone() };
         let images = ParquetImages::open(&files, columns)?;
         let decoder = ImageDecoder::new(images.first_shape()?, custom.fit)?;
         let classes = match train {
