@@ -1,7 +1,7 @@
 //! The closed set of methods: [`LossConfig`], one variant each, and what is known about them.
 
 use crate::distiller::{BuildContext, Distiller, InitPhase, Needs};
-use crate::{Error, Result, contrastive, distribution, feature, output, relational};
+use crate::{Error, Result, contrastive, distribution, feature, output, relational, self_distillation};
 use retort_nn::NetworkSpec;
 use serde::{Deserialize, Serialize};
 
@@ -137,7 +137,9 @@ pub struct MethodInfo {
 pub(crate) const REP_DISTILLER: &str = "HobbitLong/RepDistiller";
 /// mdistiller, commit a08d46f.
 pub(crate) const MDISTILLER: &str = "megvii-research/mdistiller";
-/// Both.
+/// Self-KD-Lib, commit ede3062.
+pub(crate) const SELF_KD_LIB: &str = "winycg/Self-KD-Lib";
+/// RepDistiller and mdistiller.
 pub(crate) const BOTH: &[&str] = &[REP_DISTILLER, MDISTILLER];
 
 /// What every method's configuration can do; the enum below forwards to it.
@@ -160,6 +162,10 @@ pub(crate) trait Method {
     }
     /// The phase before the training of this student, for methods that have one.
     fn init_phase(&self, _student: &NetworkSpec) -> Option<InitPhase> {
+        None
+    }
+    /// The temperature that softens the teacher's logits, for a method that reads nothing else of the teacher.
+    fn teacher_temperature(&self) -> Option<f64> {
         None
     }
     /// Declares trainable parts and sets up state; the configuration has been validated.
@@ -239,6 +245,13 @@ macro_rules! methods {
                 match self { $(Self::$variant(c) => c.init_phase(student),)* }
             }
 
+            /// The one temperature that softens the teacher's logits, where the method reads nothing else of the teacher:
+            /// it depends on the softened class probabilities alone, so those of several teachers can be merged.
+            #[must_use]
+            pub fn teacher_temperature(&self) -> Option<f64> {
+                match self { $(Self::$variant(c) => c.teacher_temperature(),)* }
+            }
+
             /// Validates, declares trainable parts in `ctx.scope` and sets up state.
             ///
             /// # Errors
@@ -269,8 +282,15 @@ macro_rules! methods {
 methods! {
     Ce(output::CeConfig),
     LabelSmoothing(output::LabelSmoothingConfig),
+    Focal(self_distillation::FocalConfig),
+    MaxEntropy(self_distillation::MaxEntropyConfig),
+    TfKdReg(self_distillation::TfKdRegConfig),
+    TfKdRegLib(self_distillation::TfKdRegLibConfig),
+    ZipfLsLogits(self_distillation::ZipfLsLogitsConfig),
     Kd(output::KdConfig),
     Dkd(output::DkdConfig),
+    Ctkd(output::CtkdConfig),
+    CtkdInstance(output::CtkdInstanceConfig),
     Fitnet(feature::FitnetConfig),
     At(feature::AtConfig),
     Ab(feature::AbConfig),
@@ -282,6 +302,7 @@ methods! {
     Ofd(feature::OfdConfig),
     Reviewkd(feature::ReviewkdConfig),
     Pkd(feature::PkdConfig),
+    Simreg(feature::SimregConfig),
     Sp(relational::SpConfig),
     Rkd(relational::RkdConfig),
     Pkt(relational::PktConfig),
@@ -333,7 +354,17 @@ pub(crate) mod check {
 
     /// Beyond this range the squared temperature eats the digits of f32.
     pub(crate) fn temperature(method: &'static str, x: f64) -> Result<()> {
-        range((1e-3..=1e3).contains(&x), method, "temperature", "a number in 0.001 ..= 1000", x)
+        temperature_field(method, "temperature", x)
+    }
+
+    /// The same for a temperature of another name.
+    pub(crate) fn temperature_field(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range((1e-3..=1e3).contains(&x), method, field, "a number in 0.001 ..= 1000", x)
+    }
+
+    /// A number without bounds.
+    pub(crate) fn finite(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range(x.is_finite(), method, field, "a finite number", x)
     }
 
     /// An exponent of activations; larger ones overflow f32 at once.

@@ -62,6 +62,7 @@ pub struct InitPhase {
 }
 
 /// What is known before the first batch.
+#[derive(Clone)]
 pub struct BuildContext<'a> {
     /// The student.
     pub student: &'a NetworkSpec,
@@ -114,6 +115,7 @@ impl<'a> BuildContext<'a> {
 }
 
 /// One batch.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The student's outputs.
     pub student: &'a Outputs,

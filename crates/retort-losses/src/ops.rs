@@ -36,6 +36,32 @@ pub(crate) fn guarded_normalize(x: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.broadcast_mul(&degenerate.where_cond(&square.zeros_like()?, &inverse)?)?)
 }
 
+/// The value of `x` with `factor` times its gradient: `sg(x) + factor (x - sg(x))`.
+///
+/// A negative factor reverses the gradient (Ganin and Lempitsky 2015, arXiv 1409.7495), `1 / K` shares it between K
+/// branches. A factor of 0 gives the gradient 0 and not none: the parameters behind stay in the graph.
+///
+/// # Errors
+///
+/// Fails if candle does.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Var};
+/// let x = Var::new(&[3f32], &Device::Cpu)?;
+/// let y = retort_losses::stop_grad_scale(&x, -0.5)?;
+/// assert_eq!(y.to_vec1::<f32>()?, [3.0]);
+/// assert_eq!(y.backward()?.get(&x).expect("y depends on x").to_vec1::<f32>()?, [-0.5]);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn stop_grad_scale(x: &Tensor, factor: f64) -> Result<Tensor> {
+    let value = x.detach();
+    // A tensor: behind a factor that is the number 0 candle cuts the graph.
+    let factor = crate::reduce::constant(factor, x)?;
+    Ok((&value + (x - &value)?.broadcast_mul(&factor)?)?)
+}
+
 /// The sum of scalars; there is at least one.
 pub(crate) fn total(terms: &[Tensor]) -> Result<Tensor> {
     let mut terms = terms.iter();
@@ -73,7 +99,7 @@ pub(crate) fn rows(method: &'static str, student: &Tensor, teacher: &Tensor) -> 
 }
 
 /// Refuses integers, for which candle panics or returns nonsense.
-fn float(method: &'static str, what: &str, x: &Tensor) -> Result<()> {
+pub(crate) fn float(method: &'static str, what: &str, x: &Tensor) -> Result<()> {
     if x.dtype().is_float() {
         return Ok(());
     }

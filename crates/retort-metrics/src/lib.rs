@@ -5,6 +5,7 @@ mod bounds;
 mod classification;
 mod error;
 mod joint_bound;
+mod neighbours;
 mod principal;
 mod spectral;
 
@@ -12,4 +13,5 @@ pub use bounds::{Bounds, FeaturePair, Head, OwnHead};
 pub use classification::Classification;
 pub use error::{Error, Result};
 pub use joint_bound::JointBound;
+pub use neighbours::{effective_rank, knn_accuracy, mean_std, unit_std, weighted_knn_accuracy};
 pub use principal::PrincipalComponents;

@@ -2,7 +2,7 @@
 
 use crate::{Error, ModelConfig, Result};
 use candle_core::Tensor;
-use retort_nn::{Init, MapShape, Mode, NetworkSpec, Seed};
+use retort_nn::{MapShape, Mode, NetworkSpec};
 
 /// Channels beyond which a number is a slip that would only exhaust the memory.
 pub(crate) const MOST_CHANNELS: usize = 1 << 16;
@@ -119,13 +119,6 @@ pub(crate) fn check_mode(model: &str, frozen: bool, mode: Mode) -> retort_nn::Re
         true => Err(refused(model, "a frozen network has no training mode")),
         false => Ok(()),
     }
-}
-
-/// Zeros in a `share` of the places, the others divided by what is left, so that the mean stays.
-pub(crate) fn dropped(x: &Tensor, share: f64, seed: Seed) -> retort_nn::Result<Tensor> {
-    let noise = Init::Uniform { bound: 1.0 }.draw(x.dims(), seed, x.dtype(), x.device())?;
-    let kept = noise.ge(2.0 * share - 1.0)?.to_dtype(x.dtype())?;
-    Ok((x * (kept / (1.0 - share))?)?)
 }
 
 /// A sum that stays at the largest number, as the counts of absurd sizes do.

@@ -3,10 +3,10 @@
 use crate::Result;
 use crate::block::Trace;
 use crate::common::{MOST_PARTS, check_batch, check_layer, check_range, check_shape, config_error};
-use crate::head::{Head, HeadLayer, check_count, pooled, sigmoid};
+use crate::head::{check_count, pooled, sigmoid};
 use candle_core::Tensor;
 use retort_kernels::{Activation, Conv2dSpec, FeatureMap, Pool2dSpec, adaptive_avg_pool2d, max_pool2d};
-use retort_nn::{Conv2d, ConvBatchNorm, Init, Linear, MapShape, Mode, Outputs, Scope, Taps};
+use retort_nn::{Conv2d, ConvBatchNorm, Head, HeadLayer, Init, Linear, MapShape, Mode, Outputs, Scope, Taps};
 
 /// FFL's fusion of the last maps of K peers (Kim et al. 2019, arXiv 1904.09058).
 ///

@@ -2,10 +2,10 @@
 
 use crate::Result;
 use crate::common::{MOST_PARTS, check_layer, check_range, check_shape};
-use crate::head::{Head, HeadLayer, check_count, mix, normalised, perceptron, pooled, sigmoid, softmax};
+use crate::head::{check_count, mix, pooled, sigmoid, softmax};
 use candle_core::{D, Tensor};
 use retort_kernels::{Conv2dSpec, FeatureMap};
-use retort_nn::{Conv2d, Init, Linear, MapShape, Mode, Scope};
+use retort_nn::{Conv2d, Head, HeadLayer, Init, Linear, MapShape, Mode, Scope, normalise_rows};
 
 /// Squeeze-and-Span's squeeze module: maps of a generator to one vector (Yang et al. 2022, NeurIPS).
 ///
@@ -33,7 +33,7 @@ impl SqueezeModule {
             check_layer(name, channels, hidden)?;
             Ok(Linear::new(&scope.child(format!("lateral{i}")), channels, hidden)?)
         };
-        let rows = perceptron(name, hidden, HeadLayer::Linear(outputs), layers)?;
+        let rows = HeadLayer::perceptron(name, hidden, HeadLayer::Linear(outputs), layers)?;
         Ok(Self {
             lateral: channels.iter().enumerate().map(lateral).collect::<Result<_>>()?,
             head: Head::new(name, hidden, &rows, &scope.child("to_repr"))?,
@@ -136,7 +136,7 @@ impl PairWeights {
         let mut rows: Vec<Vec<Tensor>> = Vec::new();
         for (linears, embeddings) in self.projections.iter().zip(embeddings) {
             check_count(name, "stages", linears.len(), embeddings.len())?;
-            let project = |(linear, e): (&Linear, &Tensor)| normalised(&linear.forward(e)?);
+            let project = |(linear, e): (&Linear, &Tensor)| normalise_rows(&linear.forward(e)?);
             rows.push(linears.iter().zip(embeddings).map(project).collect::<retort_nn::Result<_>>()?);
         }
         let mut cosines = Vec::new();

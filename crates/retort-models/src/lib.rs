@@ -31,7 +31,6 @@ pub use branches::{
 pub use error::{Error, Result};
 pub use fusion::{FusionModule, MultiScaleAttention, MultiScaleConfig};
 pub use hcgnet::HcgNetConfig;
-pub use head::{Head, HeadLayer, SimRegHead};
 pub use heads::{Aggregator, MapDiscriminator, PairWeights, SelfTeacher, SqueezeModule};
 pub use import::{Imported, import_weights};
 pub use lenet::LeNetConfig;
@@ -43,5 +42,6 @@ pub use pretrained::{Card, Normalisation, Pretrained, PretrainedConfig, facts, l
 pub use pyramid::{Pyramid, PyramidConfig};
 pub use registry::{Family, ModelConfig, ModelInfo, build, info, registry};
 pub use resnet::{Branch, Projection, ResNetConfig, ResNetStem, Stage};
+pub use retort_nn::{Head, HeadLayer, SimRegHead};
 pub use shufflenet::{ShuffleNetV1Config, ShuffleNetV2Config};
 pub use vgg::VggConfig;

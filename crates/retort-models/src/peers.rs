@@ -4,11 +4,11 @@ use crate::block::Blocks;
 use crate::common::{
     MOST_PARAMETERS, MOST_PARTS, check_images, check_layer, check_mode, check_range, config_error, saturating_sum,
 };
-use crate::head::{Head, HeadLayer, mix, softmax};
+use crate::head::{mix, softmax};
 use crate::staged::{End, Group, Plan, Shows, Walk, stage_norms};
 use crate::{Family, ModelConfig, Result};
 use candle_core::Tensor;
-use retort_nn::{Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps};
+use retort_nn::{Head, HeadLayer, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps};
 
 /// How many peers there are and what they share.
 ///

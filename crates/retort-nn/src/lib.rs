@@ -4,6 +4,7 @@
 mod checkpoint;
 mod error;
 mod fields;
+mod head;
 mod init;
 mod layers;
 mod names;
@@ -19,6 +20,7 @@ mod weight_file;
 pub use checkpoint::{Checkpoint, write_atomically};
 pub use error::{Error, Result};
 pub use fields::no_fields;
+pub use head::{Head, HeadLayer, SimRegHead, dropout, normalise_rows};
 pub use init::{Init, fan_in};
 pub use layers::{BatchNorm, Conv2d, ConvBatchNorm, Linear};
 pub use names::{nearest, shown};

@@ -337,6 +337,10 @@ impl Method for SinkhornLogitsConfig {
     fn needs(&self) -> Needs {
         Needs { labels: self.cost == GroundCost::ClassMeans, ..Needs::TEACHER }
     }
+    fn teacher_temperature(&self) -> Option<f64> {
+        // The means of the classes are those of the teacher's features.
+        (self.cost == GroundCost::Uniform).then_some(self.temperature)
+    }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         ctx.same_classes(LOGITS)?;
         let (classes, width) = (ctx.student.classes, ctx.teacher(LOGITS)?.embedding);

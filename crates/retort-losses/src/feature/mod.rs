@@ -12,6 +12,7 @@ mod nst;
 mod ofd;
 mod pkd;
 mod reviewkd;
+mod simreg;
 mod vid;
 
 pub use ab::{AbConfig, Connector, activation_boundaries, boundary_weights};
@@ -24,4 +25,5 @@ pub use nst::{NstConfig, PolynomialKernel, neuron_selectivity, neuron_selectivit
 pub use ofd::{OfdConfig, OfdConnector, TeacherBn, ofd_margin, overhaul, overhaul_weights, partial_l2};
 pub use pkd::{PkdConfig, Resize, pearson};
 pub use reviewkd::{Review, ReviewkdConfig, hierarchical_context};
+pub use simreg::{SimregConfig, simreg};
 pub use vid::{VidConfig, VidRegressor, variational_information};

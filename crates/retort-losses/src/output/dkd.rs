@@ -6,7 +6,7 @@ use crate::{Error, Result, ops, reduce};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-const WARMUP_EPOCHS: usize = 20;
+pub(super) const WARMUP_EPOCHS: usize = 20;
 
 /// The two parts of decoupled knowledge distillation, each with the factor `T^2 / B`.
 #[derive(Clone, Debug)]
@@ -62,23 +62,10 @@ impl DkdLoss {
 pub fn dkd(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperature: f64) -> Result<DkdLoss> {
     const METHOD: &str = "dkd";
     check::temperature(METHOD, temperature)?;
-    let (b, c, teacher) = ops::logit_pair(METHOD, student, teacher)?;
-    if c < 2 {
-        let message = "needs at least two classes, found one: there is no wrong class".into();
-        return Err(Error::Undefined { method: METHOD, message });
-    }
-    let ids = ops::class_ids(METHOD, labels, b, c)?;
-    let others: Vec<u32> = ids.iter().flat_map(|&y| (0..c as u32).filter(move |&class| class != y)).collect();
-    let others = Tensor::from_vec(others, (b, c - 1), student.device())?;
-    // (h, logits of the wrong classes) of one network.
-    let split = |z: &Tensor| -> Result<(Tensor, Tensor)> {
-        let z = (z / temperature)?;
-        let wrong = z.contiguous()?.gather(&others, 1)?;
-        let h = (ops::pick(&z, &ids)? - ops::log_sum_exp(&wrong)?.squeeze(1)?)?;
-        Ok((h, wrong))
-    };
-    let (h_s, wrong_s) = split(student)?;
-    let (h_t, wrong_t) = split(&teacher)?;
+    let (b, _, teacher) = ops::logit_pair(METHOD, student, teacher)?;
+    let targets = Targets::new(METHOD, labels, student)?;
+    let (h_s, wrong_s) = targets.split(&(student / temperature)?)?;
+    let (h_t, wrong_t) = targets.split(&(&teacher / temperature)?)?;
 
     // KL(b_t || b_s) = p_t (ln p_t - ln p_s) + (1 - p_t) (ln(1 - p_t) - ln(1 - p_s)).
     let (minus_s, minus_t) = (h_s.neg()?, h_t.neg()?);
@@ -90,6 +77,34 @@ pub fn dkd(student: &Tensor, teacher: &Tensor, labels: &Tensor, temperature: f64
     let (log_s, log_t) = (ops::log_softmax(&wrong_s)?, ops::log_softmax(&wrong_t)?);
     let nckd = (reduce::sum_all(&(log_t.exp()? * (log_t - log_s)?)?)? * scale)?;
     Ok(DkdLoss { tckd, nckd })
+}
+
+/// Which logits belong to the label and which to the other classes.
+pub(super) struct Targets {
+    ids: Vec<u32>,
+    /// `[B, C - 1]`.
+    others: Tensor,
+}
+
+impl Targets {
+    pub(super) fn new(method: &'static str, labels: &Tensor, logits: &Tensor) -> Result<Self> {
+        let (b, c) = logits.dims2()?;
+        if c < 2 {
+            let message = "needs at least two classes, found one: there is no wrong class".into();
+            return Err(Error::Undefined { method, message });
+        }
+        let ids = ops::class_ids(method, labels, b, c)?;
+        let others: Vec<u32> = ids.iter().flat_map(|&y| (0..c as u32).filter(move |&class| class != y)).collect();
+        let others = Tensor::from_vec(others, (b, c - 1), logits.device())?;
+        Ok(Self { ids, others })
+    }
+
+    /// `h` `[B]` and the logits of the wrong classes `[B, C - 1]`; `z` has been divided by the temperature.
+    pub(super) fn split(&self, z: &Tensor) -> Result<(Tensor, Tensor)> {
+        let wrong = z.contiguous()?.gather(&self.others, 1)?;
+        let h = (ops::pick(z, &self.ids)? - ops::log_sum_exp(&wrong)?.squeeze(1)?)?;
+        Ok((h, wrong))
+    }
 }
 
 /// Hyper-parameters of decoupled knowledge distillation.
@@ -144,6 +159,9 @@ impl Method for DkdConfig {
     }
     fn needs(&self) -> Needs {
         Needs { labels: true, ..Needs::TEACHER }
+    }
+    fn teacher_temperature(&self) -> Option<f64> {
+        Some(self.temperature)
     }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         ctx.same_classes(Self::INFO.id)?;

@@ -81,6 +81,9 @@ impl Method for KdConfig {
     fn needs(&self) -> Needs {
         Needs::TEACHER
     }
+    fn teacher_temperature(&self) -> Option<f64> {
+        Some(self.temperature)
+    }
     fn build(&self, ctx: &BuildContext<'_>) -> Result<Box<dyn Distiller>> {
         ctx.same_classes(Self::INFO.id)?;
         Ok(Box::new(self.clone()))

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
 use retort_losses::distribution::{Bandwidth, CostScale, Entropic, Kernel};
 use retort_losses::feature::SvdVariant;
+use retort_losses::output::Curriculum;
 use retort_losses::{BuildContext, Context, Distiller, Family, InitPhase, LossConfig};
 use retort_nn::{MapShape, NetworkSpec, Outputs, Params, Seed, StageNorm};
 
@@ -101,8 +102,22 @@ pub(crate) fn small(config: LossConfig) -> LossConfig {
             c.kernel = fixed(c.kernel);
             LossConfig::MmdConditional(c)
         }
+        // A gradient that is not reversed is one that differences can be compared with; the factor T^2 magnifies the
+        // rounding of the value.
+        LossConfig::Ctkd(mut c) => {
+            (c.t_end, c.curriculum) = (c.t_end.min(4.0), unreversed());
+            LossConfig::Ctkd(c)
+        }
+        LossConfig::CtkdInstance(mut c) => {
+            (c.hidden, c.t_end, c.curriculum) = (6, c.t_end.min(4.0), unreversed());
+            LossConfig::CtkdInstance(c)
+        }
         other => other,
     }
+}
+
+fn unreversed() -> Curriculum {
+    Curriculum { min: 1.0, max: 1.0, ..Curriculum::default() }
 }
 
 fn fixed(kernel: Kernel) -> Kernel {
@@ -116,8 +131,21 @@ fn fixed(kernel: Kernel) -> Kernel {
 pub(crate) fn variants() -> Vec<LossConfig> {
     let texts = [
         r#"{"method": "label-smoothing", "smoothing": 0.3, "spread": "wrong"}"#,
+        r#"{"method": "focal", "gamma": 0.5}"#,
+        r#"{"method": "max-entropy", "entropy": 0.0}"#,
+        r#"{"method": "tf-kd-reg", "temperature": 0.5, "correct_prob": 0.6}"#,
+        r#"{"method": "tf-kd-reg-lib", "epsilon": 0.3, "temperature": 2.0}"#,
+        r#"{"method": "zipf-ls-logits", "lambda": 2.0, "distribution": {"kind": "linear-decay", "smallest_prob": 0.01}}"#,
+        r#"{"method": "zipf-ls-logits", "loss_mask": true, "distribution": {"kind": "exponential-decay", "exp_lambda": 0.5}}"#,
+        r#"{"method": "zipf-ls-logits", "distribution": {"kind": "unbiased-zipf", "left_bound": 0.01, "right_bound": 1.0}}"#,
         r#"{"method": "kd", "temperature": 1.5}"#,
         r#"{"method": "dkd", "alpha": 0.5, "beta": 2.0, "temperature": 2.0}"#,
+        r#"{"method": "ctkd", "loss": {"kind": "dkd", "beta": 3.0}, "theta": -0.4}"#,
+        r#"{"method": "ctkd", "t_start": 0.5, "t_end": 2.0}"#,
+        r#"{"method": "ctkd-instance", "eps": 0.01, "t_end": 3.0}"#,
+        r#"{"method": "simreg", "head": "linear"}"#,
+        r#"{"method": "simreg", "head": "two"}"#,
+        r#"{"method": "simreg", "head": "two-activated"}"#,
         r#"{"method": "fitnet", "map": 1}"#,
         r#"{"method": "fitnet", "map": 3, "regressor_relu": false}"#,
         r#"{"method": "at", "p": 1.0, "align": "tail"}"#,

@@ -77,7 +77,7 @@ fn degenerate_batches_are_finite() {
 fn a_batch_of_one_is_defined() {
     for (config, init) in terms(LossConfig::defaults().into_iter().map(small).collect()) {
         let plain = |_: &str, _, x| x;
-        if matches!(config, LossConfig::Coral(_) | LossConfig::GaussianKl(_)) {
+        if matches!(config, LossConfig::Coral(_) | LossConfig::GaussianKl(_) | LossConfig::Simreg(_)) {
             // A single row has no variance.
             let (student, teacher) = (filled(&config, false, 1, plain), filled(&config, true, 1, plain));
             let message = Bench::with_sides(&config, 1, DType::F32, student, teacher).term().unwrap_err().to_string();
@@ -148,8 +148,8 @@ fn one_class_is_defined_or_refused_by_name() {
             }
         }
     }
-    // The binary part of dkd and the negatives of crd are made of other classes.
-    assert_eq!(refusals, ["dkd", "crd"]);
+    // What they are made of are other classes: smoothed labels, ranked classes, the binary part of dkd, negatives of crd.
+    assert_eq!(refusals, ["tf-kd-reg-lib", "zipf-ls-logits", "dkd", "crd"]);
 }
 
 #[test]

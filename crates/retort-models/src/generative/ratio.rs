@@ -3,7 +3,7 @@
 use super::label::{GROUPS, check_groups};
 use super::{Condition, GroupNorm};
 use crate::Result;
-use crate::common::{check_positive, check_weights, config_error, dropped, refused};
+use crate::common::{check_positive, check_weights, config_error, refused};
 use candle_core::Tensor;
 use retort_nn::{Init, Linear, Scope, Seed};
 
@@ -124,7 +124,7 @@ impl RatioNet {
         for (i, (linear, norm)) in self.hidden.iter().enumerate() {
             x = retort_kernels::relu(&norm.forward(&linear.forward(&x)?)?)?;
             if let Some(seed) = dropout {
-                x = dropped(&x, self.config.dropout, seed.child(&i.to_string()))?;
+                x = retort_nn::dropout(&x, self.config.dropout, seed.child(&i.to_string()))?;
             }
         }
         Ok(retort_kernels::relu(&self.last.forward(&x)?)?)

@@ -3,11 +3,9 @@
 use crate::check::{check_directional_derivative, distance, normal};
 use candle_core::{DType, Device, Tensor, Var};
 use retort_models::{
-    Aggregator, Error, Head, HeadLayer, MapDiscriminator, PairWeights, SelfTeacher, SimRegHead, SqueezeModule,
+    Aggregator, Head, HeadLayer, MapDiscriminator, PairWeights, SelfTeacher, SimRegHead, SqueezeModule,
 };
-use retort_nn::{MapShape, Mode, Params, Seed};
-
-type Result<T> = std::result::Result<T, Error>;
+use retort_nn::{MapShape, Mode, Params, Result, Seed};
 
 fn store() -> Params {
     Params::new(Seed::root(1), DType::F64, &Device::Cpu)

@@ -62,8 +62,8 @@ fn heads_refuse_absurd_sizes() {
         check("discriminator", MapDiscriminator::new(n, 8, &scope()).map(drop));
         check("squeeze module", SqueezeModule::new(&[4, n], 8, 3, 8, &scope()).map(drop));
         check("squeeze module", SqueezeModule::new(&[4], n, 3, 8, &scope()).map(drop));
-        check("head", Head::new("head", 4, &[HeadLayer::Linear(n)], &scope()).map(drop));
-        check("head", Head::new("head", n, &[HeadLayer::Linear(4)], &scope()).map(drop));
+        check("head", Head::new("head", 4, &[HeadLayer::Linear(n)], &scope()).map(drop).map_err(Into::into));
+        check("head", Head::new("head", n, &[HeadLayer::Linear(4)], &scope()).map(drop).map_err(Into::into));
     }
     check("squeeze module", SqueezeModule::new(&[4; 65], 8, 3, 8, &scope()).map(drop));
     check("fusion", FusionModule::new(&[map(4, 4, 4); 65], 10, &scope()).map(drop));

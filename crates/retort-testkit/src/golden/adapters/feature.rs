@@ -4,9 +4,9 @@ use super::{fixed, heads_scope};
 use crate::golden::Run;
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
-use retort_losses::StageLoss;
 use retort_losses::feature::{self, ConvRegressor, PolynomialKernel, Resize, VidRegressor};
-use retort_nn::MapShape;
+use retort_losses::{StageLoss, mean_over_teachers};
+use retort_nn::{Head, MapShape, Mode, Params, SimRegHead, Tensors};
 
 /// The maps of all stages; the family `distribution` calls its only pair `f_s`, `f_t`.
 fn stages(run: &mut Run<'_>) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
@@ -111,5 +111,77 @@ pub(super) fn vid(run: &mut Run<'_>) -> Result<()> {
         });
     }
     run.loss(&total.expect("there is at least the stage s0"))?;
+    Ok(())
+}
+
+/// `normalize` tells nothing: the reference normalises in either case.
+pub(super) fn simreg(run: &mut Run<'_>) -> Result<()> {
+    let loss = feature::simreg(&run.input("pred")?, &run.input("teacher")?)?;
+    run.loss(&loss)?;
+    Ok(())
+}
+
+/// A head for each teacher, `in.pred0` and `in.teacher0`, ...
+pub(super) fn simreg_multi(run: &mut Run<'_>) -> Result<()> {
+    let (heads, teachers) = (run.numbered("pred")?, run.numbered("teacher")?);
+    let expected: usize = run.case().param_or("teachers", heads.len())?;
+    if heads.len() != expected || teachers.len() != expected {
+        let found = format!("{} heads and {} teachers", heads.len(), teachers.len());
+        return Err(Error::invalid("simreg-multi", format!("expected {expected} of each, found {found}")));
+    }
+    let losses = heads.iter().zip(&teachers).map(|(head, teacher)| feature::simreg(head, teacher));
+    let loss = mean_over_teachers(&losses.collect::<retort_losses::Result<Vec<_>>>()?)?;
+    run.loss(&loss)?;
+    Ok(())
+}
+
+/// The head with `layers` linear layers, and our name of each of the case's layers `fc0`, `bn0`, ...
+fn simreg_head(run: &Run<'_>) -> Result<(SimRegHead, &'static [(&'static str, &'static str)])> {
+    Ok(match (run.param("layers")?, run.case().has("in.param.bn0.weight")) {
+        (1, true) => (SimRegHead::Linear, &[("bn0", "0"), ("fc0", "1")]),
+        (2, false) => (SimRegHead::Two, &[("fc0", "0"), ("fc1", "1")]),
+        (2, true) => (SimRegHead::TwoActivated, &[("fc0", "0"), ("bn0", "1"), ("fc1", "3")]),
+        (4, true) => {
+            (SimRegHead::Four, &[("fc0", "0"), ("bn0", "1"), ("fc1", "3"), ("fc2", "4"), ("bn2", "5"), ("fc3", "7")])
+        }
+        (layers, _) => return Err(Error::Unsupported(format!("simreg-mlp with {layers} layers"))),
+    })
+}
+
+/// The published head and its loss; running statistics start at 0 and 1 where the case holds none.
+pub(super) fn simreg_mlp(run: &mut Run<'_>) -> Result<()> {
+    fixed(run, "bn_eps", 1e-5)?;
+    let mode = match run.case().param_or("mode", "train".to_string())?.as_str() {
+        "train" => Mode::Train,
+        "eval" => Mode::Eval,
+        other => return Err(Error::Unsupported(format!("simreg-mlp in mode `{other}`"))),
+    };
+    let (head, names) = simreg_head(run)?;
+    let mut tensors = Tensors::new();
+    for (theirs, ours) in names {
+        for (part, tensor) in run.case().with_prefix(&format!("in.param.{theirs}.")) {
+            if theirs.starts_with("bn") && part == "weight" {
+                tensors.entry(format!("{ours}.running_mean")).or_insert(tensor.zeros_like()?);
+                tensors.entry(format!("{ours}.running_var")).or_insert(tensor.ones_like()?);
+            }
+            tensors.insert(format!("{ours}.{part}"), tensor);
+        }
+    }
+    let (features, teacher) = (run.input("feat")?, run.input("teacher")?);
+    let params = Params::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let head = Head::simreg(head, features.dim(1)?, teacher.dim(1)?, &params.root())?;
+    let output = head.forward(&features, mode)?;
+    let loss = feature::simreg(&output, &teacher)?;
+    run.produce("pred", output);
+    let gradients = run.loss(&loss)?;
+    for (name, var) in params.trainable() {
+        let (layer, part) = name.split_once('.').unwrap_or((&name, ""));
+        let theirs = names.iter().find(|(_, ours)| *ours == layer).map_or(layer, |(theirs, _)| theirs);
+        let gradient = match gradients.get(&var) {
+            Some(gradient) => gradient.clone(),
+            None => var.as_tensor().zeros_like()?,
+        };
+        run.gradient(&format!("param.{theirs}.{part}"), gradient);
+    }
     Ok(())
 }

@@ -11,11 +11,19 @@ mod feature;
 mod feature_phases;
 mod feature_stages;
 mod model;
+mod online;
 mod output;
 mod relational;
+mod renamed;
+mod self_distillation;
+mod self_supervised;
+mod squeeze_span;
 
 use super::Run;
 use crate::{Error, Result};
+use candle_core::Tensor;
+use renamed::{Renamed, two_layers};
+use retort_losses::Term;
 use retort_nn::{Linear, Params, Scope};
 
 /// Computes one case: reads inputs from the [`Run`], hands over outputs and loss.
@@ -31,6 +39,11 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "label-smoothing" => output::label_smoothing,
         "kd" => output::kd,
         "dkd" => output::dkd,
+        "ctkd" => output::ctkd,
+        "ctkd-dkd" => output::ctkd_dkd,
+        "ctkd-instance" => output::ctkd_instance,
+        "ctkd-schedule" => output::ctkd_schedule,
+        "ctkd-trajectory" => output::ctkd_trajectory,
         "fitnet" => feature::fitnet,
         "at" => feature::at,
         "ab" => feature_phases::ab,
@@ -40,6 +53,9 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "nst" => feature::nst,
         "vid" => feature::vid,
         "pkd" => feature::pkd,
+        "simreg" => feature::simreg,
+        "simreg-mlp" => feature::simreg_mlp,
+        "simreg-multi" => feature::simreg_multi,
         "sp" => relational::sp,
         "rkd" => relational::rkd,
         "pkt" => relational::pkt,
@@ -50,6 +66,7 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "ofd" => feature_stages::ofd,
         "ofd-margin" => feature_stages::ofd_margin,
         "reviewkd" => feature_stages::reviewkd,
+        "squeeze-span" => squeeze_span::squeeze_span,
         "w2-empirical" => distribution::w2,
         "w1-empirical" => distribution::w1,
         "w2-conditional" => distribution::w2_conditional,
@@ -76,6 +93,47 @@ pub fn adapter(id: &str) -> Option<Adapter> {
         "aug-cutout" => augment::cutout,
         "aug-random-erase" => augment::random_erase,
         "aug-rotate4" => augment::rotate4,
+        "sskd" => self_supervised::sskd,
+        "sskd-ssp" => self_supervised::sskd_ssp,
+        "hsakd-teacher" => self_supervised::hsakd_teacher,
+        "hsakd-student" => self_supervised::hsakd_student,
+        "hssakd-online" => self_supervised::hssakd_online,
+        "dml" => online::dml,
+        "dml-ensemble" => online::dml_ensemble,
+        "kdcl-mean" => online::kdcl_mean,
+        "ilr" => online::ilr,
+        "one" => online::one,
+        "okddip" => online::okddip,
+        "ffl" => online::ffl,
+        "mcl" => online::mcl,
+        "mcl-memory" => online::mcl_memory,
+        "mcl-moco" => online::mcl_moco,
+        "mcl-logit-kd" => online::mcl_logit_kd,
+        "lmcl" => online::lmcl,
+        "lmcl-weights" => online::lmcl_weights,
+        "lmcl-aggregator" => online::lmcl_aggregator,
+        "zipf-ls" => self_distillation::zipf_ls,
+        "zipf-ls-dense" => self_distillation::zipf_ls_dense,
+        "focal" => self_distillation::focal,
+        "max-entropy" => self_distillation::max_entropy,
+        "virtual-softmax" => self_distillation::virtual_softmax,
+        "tf-kd-self" => self_distillation::tf_kd_self,
+        "tf-kd-reg" => self_distillation::tf_kd_reg,
+        "tf-kd-reg-lib" => self_distillation::tf_kd_reg_lib,
+        "cs-kd" => self_distillation::cs_kd,
+        "ps-kd" => self_distillation::ps_kd,
+        "bake" => self_distillation::bake,
+        "dlb" => self_distillation::dlb,
+        "ddgsd" => self_distillation::ddgsd,
+        "dks" => self_distillation::dks,
+        "byot" => self_distillation::byot,
+        "sad" => self_distillation::sad,
+        "frskd" => self_distillation::frskd,
+        "mixskd" => self_distillation::mixskd,
+        "mixskd-self-teacher" => self_distillation::mixskd_self_teacher,
+        "sfr-emd-l2" => self_distillation::sfr_emd_l2,
+        "sfr-many-to-one" => self_distillation::sfr_many_to_one,
+        "sfr-dls" => self_distillation::sfr_dls,
         "model-forward" => model::forward,
         "model-train-step" => model::train_step,
         _ => return None,
@@ -103,4 +161,10 @@ fn heads_scope(params: &Params, prefix: &str) -> Scope {
 fn linear(run: &Run<'_>, params: &Params, name: &str) -> Result<Linear> {
     let (outputs, inputs) = run.case().tensor(&format!("in.param.{name}.weight"))?.dims2()?;
     Ok(Linear::new(&params.root().child(name), inputs, outputs)?)
+}
+
+/// The bare value of the term `name`.
+fn value(terms: &[Term], name: &str) -> Result<Tensor> {
+    let found = terms.iter().find(|term| term.name == name);
+    Ok(found.ok_or_else(|| Error::invalid("terms", format!("there is no term `{name}`")))?.value.clone())
 }
