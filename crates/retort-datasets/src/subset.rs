@@ -15,7 +15,11 @@ pub struct SubsetConfig {
     /// Only rows of these classes, which are numbered anew in the order given here; all where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<u32>>,
-    /// This share of the rows of every class, in (0, 1], rounded to the nearest number and at least one row.
+    /// This number of rows, equally many of every class, is passed over; with the same `seed` they are the ones that
+    /// `count` alone would take, so that two parts of a set share no row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip: Option<usize>,
+    /// This share of the rows of every class that are left, in (0, 1], rounded to the nearest number and at least one row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fraction: Option<f64>,
     /// This number of rows, equally many of every class.
@@ -56,8 +60,8 @@ impl SubsetConfig {
     /// Whether it leaves a data set as it is.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        let Self { classes, fraction, count, noise, seed: _ } = self;
-        classes.is_none() && fraction.is_none() && count.is_none() && noise.is_none()
+        let Self { classes, skip, fraction, count, noise, seed: _ } = self;
+        classes.is_none() && skip.is_none() && fraction.is_none() && count.is_none() && noise.is_none()
     }
 
     /// Checks the ranges that need no data, for a set of so many classes.
@@ -87,7 +91,7 @@ impl SubsetConfig {
         if self.fraction.is_some() && self.count.is_some() {
             return Err(Error::invalid(OP, "`fraction` and `count`", "one of them", "both"));
         }
-        if self.seed.is_some() && self.fraction.is_none() && self.count.is_none() {
+        if self.seed.is_some() && self.fraction.is_none() && self.count.is_none() && self.skip.is_none() {
             return Err(Error::invalid(OP, "`seed`", "a `fraction` or a number of rows to draw", "neither"));
         }
         if let Some(noise) = &self.noise {
@@ -122,15 +126,9 @@ impl Dataset {
             Some(classes) => self.of_classes(classes)?,
             None => self.clone(),
         };
-        let counts = part.class_counts();
-        let wanted: Option<Vec<usize>> = match (config.count, config.fraction) {
-            (Some(n), _) => Some(part.balanced_counts(OP, n)?),
-            (None, Some(fraction)) => Some(counts.iter().map(|&n| share(n, fraction)).collect()),
-            (None, None) => None,
-        };
-        let part = match wanted {
-            Some(wanted) => part.select(&part.rows_of_each(&wanted, config.seed))?,
-            None => part,
+        let part = match (config.skip, config.count, config.fraction) {
+            (None, None, None) => part,
+            _ => part.select(&part.chosen_rows(config)?)?,
         };
         config.noise.as_ref().map_or(Ok(part.clone()), |noise| part.with_noise(noise))
     }
@@ -150,19 +148,40 @@ impl Dataset {
         self.select(&rows)?.with_labels(labels, names)
     }
 
-    /// So many rows of every class, in stored order: the first ones, or drawn ones.
-    fn rows_of_each(&self, wanted: &[usize], seed: Option<u64>) -> Vec<u32> {
+    /// The rows by `skip`, `count`, `fraction` and `seed`.
+    fn chosen_rows(&self, config: &SubsetConfig) -> Result<Vec<u32>> {
+        const OP: &str = "subset";
+        let skipped = match config.skip {
+            Some(n) => self.balanced_counts(OP, n)?,
+            None => vec![0; self.classes()],
+        };
+        let left: Vec<usize> = self.class_counts().iter().zip(&skipped).map(|(all, skipped)| all - skipped).collect();
+        let wanted: Vec<usize> = match (config.count, config.fraction) {
+            (Some(n), _) => self.balanced_counts(OP, n)?,
+            (None, Some(fraction)) => left.iter().map(|&n| share(n, fraction)).collect(),
+            (None, None) => left.clone(),
+        };
+        let lacks = |&class: &usize| wanted[class] > left[class] || (config.skip.is_some() && left[class] == 0);
+        if let Some(class) = (0..left.len()).find(lacks) {
+            let what = format!("rows of class {class} behind the {} that `skip` passes over", skipped[class]);
+            return Err(Error::invalid(OP, what, format!("at least {}", wanted[class].max(1)), left[class]));
+        }
+        Ok(self.rows_of_each(&skipped, &wanted, config.seed))
+    }
+
+    /// So many rows of every class behind those that are passed over, in stored order: the first ones, or drawn ones.
+    fn rows_of_each(&self, skipped: &[usize], wanted: &[usize], seed: Option<u64>) -> Vec<u32> {
         let mut of_class: Vec<Vec<u32>> = vec![Vec::new(); self.classes()];
         for (row, &label) in (0u32..).zip(self.labels()) {
             of_class[label as usize].push(row);
         }
         let mut rows = Vec::with_capacity(wanted.iter().sum());
-        for ((class, mut candidates), &wanted) in (0u64..).zip(of_class).zip(wanted) {
+        for (((class, mut candidates), &skipped), &wanted) in (0u64..).zip(of_class).zip(skipped).zip(wanted) {
             if let Some(seed) = seed {
                 // A stream for each class: what is drawn of one does not depend on the others.
                 shuffle(&mut candidates, &mut stream("retort-datasets/subset/1", &[seed, class]));
             }
-            rows.extend(candidates.into_iter().take(wanted));
+            rows.extend(candidates.into_iter().skip(skipped).take(wanted));
         }
         rows.sort_unstable();
         rows

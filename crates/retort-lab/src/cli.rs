@@ -8,10 +8,11 @@ use crate::features::Features;
 use crate::figures::Embedding;
 use crate::import::ImportArgs;
 use crate::list::{What, text};
-use crate::manifest::{Loaded, Profile};
-use crate::plan::{NUMERICS, Plan, RunSpec, Selection, Splits};
+use crate::manifest::{Loaded, collection};
+use crate::plan::{NUMERICS, Plan, RunSpec, Selection};
 use crate::record::Record;
 use crate::runner::{Layout, Outcome, Resources, Runner};
+use crate::splits::{DataSets, ProfileData};
 use crate::table::{Records, Table};
 use crate::tune::Search;
 use crate::{Error, Result};
@@ -171,27 +172,65 @@ impl Cli {
 }
 
 fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
-    let loaded = Loaded::table(&args.experiments, &args.table)?;
-    let selection = Selection { only: args.only.clone(), seeds: args.seeds };
-    let (plan, splits) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
+    let (title, parts) = collection(&args.experiments, &args.table)?;
+    let known = || parts.iter().flat_map(Loaded::method_ids);
+    if let Some(id) = args.only.iter().find(|id| !known().any(|method| method == *id)) {
+        let known: Vec<&str> = known().collect();
+        let hint = crate::source::suggestion(id, known.iter().copied());
+        return Err(Error::Request(format!("unknown method `{id}`{hint}")));
+    }
+    let mut tables = Vec::new();
+    let mut failed = Vec::new();
+    let wanted =
+        |loaded: &&Loaded| args.only.is_empty() || loaded.method_ids().any(|id| args.only.iter().any(|o| o == id));
+    for loaded in parts.iter().filter(wanted) {
+        match reproduce_one(args, loaded, out, stop) {
+            Ok(table) => tables.extend(table),
+            // The other tables of the report are worth having.
+            Err(Error::Failed(message)) if title.is_some() => failed.push(format!("{}: {message}", loaded.name)),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (Some(title), Some((plan, _))) = (title, tables.first()) {
+        let folder = Layout::new(&args.common.out).table(&args.table, &plan.profile);
+        let tables: Vec<&Table> = tables.iter().map(|(_, table)| table).collect();
+        Table::save_all(&title, &tables, &folder)?;
+        print(out, &format!("\nAll tables in one report: {}\n", from_here(&folder).display()))?;
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Error::Failed(failed.join("\n"))) }
+}
+
+/// One table; nothing where only the plan or the records are shown.
+fn reproduce_one(
+    args: &ReproduceArgs,
+    loaded: &Loaded,
+    out: &mut dyn Write,
+    stop: &AtomicBool,
+) -> Result<Option<(Plan, Table)>> {
+    let only = args.only.iter().filter(|id| loaded.method_ids().any(|known| known == *id));
+    let selection = Selection { only: only.cloned().collect(), seeds: args.seeds };
+    let (plan, data) = plan(loaded, args.profile.as_deref(), &selection, &args.common)?;
     if args.plan {
-        return print(out, &describe(&plan));
+        print(out, &describe(&plan))?;
+        return Ok(None);
     }
     if let Some(folder) = &args.from {
         if !folder.is_dir() {
             return Err(Error::file(folder, "not a folder of records"));
         }
-        return print(out, &Table::new(&loaded, &plan, &records(folder, &plan)?)?.terminal());
+        print(out, &Table::new(loaded, &plan, &records(folder, &plan)?)?.terminal())?;
+        return Ok(None);
     }
-    let runner = args.common.runner(&splits, stop)?;
+    let rows = data.all();
+    let runner = args.common.runner(&rows, stop)?;
     let Outcome { records, failures } = runner.run(&plan)?;
-    let table = Table::new(&loaded, &plan, &records)?;
+    let table = Table::new(loaded, &plan, &records)?;
     let folder = runner.layout.table(&plan.table, &plan.profile);
     print(out, &table.terminal())?;
     table.save(&folder)?;
     print(out, &format!("\nThe same as Markdown, CSV and LaTeX: {}\n", from_here(&folder).display()))?;
     if loaded.profile(Some(&plan.profile))?.1.features {
-        let features = Features::new(&runner.layout, &splits);
+        let features = Features::new(&runner.layout, &data.students);
         let reports = features.reports(&plan, &records)?;
         crate::features::save(&plan, &records, &reports, &folder)?;
         let figures = {
@@ -202,7 +241,7 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
         print(out, &format!("{text}; {} figures in figures/\n", figures.len()))?;
     }
     if failures.is_empty() {
-        return Ok(());
+        return Ok(Some((plan, table)));
     }
     let lines: Vec<String> = failures.iter().map(|(id, reason)| format!("  {id}: {reason}")).collect();
     Err(Error::Failed(format!("{} run(s) failed:\n{}", failures.len(), lines.join("\n"))))
@@ -211,8 +250,10 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
 fn tune(args: &TuneArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
     let loaded = Loaded::table(&args.experiments, &args.table)?;
     let (name, profile) = loaded.profile(args.profile.as_deref())?;
-    let search = Search::new(&loaded, name, &splits(profile, &args.common)?)?;
-    let runner = args.common.runner(search.splits(), stop)?;
+    let data = ProfileData::load(profile, &args.common.data.sources()?)?;
+    let search = Search::new(&loaded, name, &data)?;
+    let rows = search.data().all();
+    let runner = args.common.runner(&rows, stop)?;
     let Outcome { records, failures } = runner.run(search.plan())?;
     let (path, text) = search.choose(&loaded, &records, &failures)?;
     retort_nn::write_atomically(&path, text.as_bytes())?;
@@ -222,37 +263,30 @@ fn tune(args: &TuneArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
 fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
     let loaded = Loaded::read(&args.manifest)?;
     let selection = Selection { only: vec![], seeds: args.seeds };
-    let (plan, splits) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
+    let (plan, data) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
     let runs = plan.by_id();
     let spec = runs.get(&args.run).ok_or_else(|| {
         let hint = crate::source::suggestion(&args.run, runs.keys().map(String::as_str));
         Error::Request(format!("profile `{}` has no run `{}`{hint}", plan.profile, args.run))
     })?;
-    let record = args.common.runner(&splits, stop)?.one(spec)?;
+    let record = args.common.runner(&data.all(), stop)?.one(spec)?;
     print(out, &format!("{}\n", result_line(&record)))
 }
 
 fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
     let old = Record::load(&args.record)?;
-    let data = &old.spec.data;
-    let splits = Splits::of(data, &args.common.data.sources()?)?;
-    if &splits.spec() != data {
-        return Err(Error::Request(format!(
-            "{}: the data differ: the record has {data:?}, here is {:?}",
-            args.record.display(),
-            splits.spec()
-        )));
-    }
+    let rows = DataSets::of(&old.spec, &args.common.data.sources()?).map_err(|e| Error::file(&args.record, e))?;
     if old.spec.numerics != NUMERICS {
         let message = format!("made with numerics {}, this program computes with {NUMERICS}", old.spec.numerics);
         return Err(Error::file(&args.record, message));
     }
     // A folder of its own: what is compared must have been computed here and now.
-    let mut runner = args.common.runner(&splits, stop)?;
+    let mut runner = args.common.runner(&rows, stop)?;
     let source = runner.layout.clone();
     runner.layout = Layout::new(&args.common.out.join("rerun"));
     runner.layout.forget(&old.id)?;
-    if let Some(teacher) = &old.spec.teacher {
+    runner.layout.forget_teacher_outputs()?;
+    for teacher in old.spec.with_teachers().into_iter().filter(|spec| spec.id() != old.id) {
         runner.layout.borrow(&source, &teacher.id())?;
     }
     let new = runner.one(&old.spec)?;
@@ -271,17 +305,10 @@ fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()>
     )
 }
 
-fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &Common) -> Result<(Plan, Splits)> {
+fn plan(loaded: &Loaded, profile: Option<&str>, selection: &Selection, common: &Common) -> Result<(Plan, ProfileData)> {
     let (name, profile) = loaded.profile(profile)?;
-    let splits = splits(profile, common)?;
-    Ok((Plan::new(loaded, name, &splits, selection)?, splits))
-}
-
-fn splits(profile: &Profile, common: &Common) -> Result<Splits> {
-    let data = &profile.data;
-    let custom = data.custom.as_ref().map(toml::Spanned::as_ref);
-    let test = data.test.as_ref().map(|n| *n.as_ref());
-    Splits::load(data.name.as_ref(), custom, &data.subset(), test, &common.data.sources()?)
+    let data = ProfileData::load(profile, &common.data.sources()?)?;
+    Ok((Plan::new(loaded, name, &data, selection)?, data))
 }
 
 fn records(folder: &Path, plan: &Plan) -> Result<Records> {
@@ -293,15 +320,13 @@ fn describe(plan: &Plan) -> String {
     let line = |id: String, spec: &RunSpec, what: &str| {
         format!("{id}  {:<12} {:>4} epochs  {what}\n", spec.model, spec.epochs)
     };
-    let mut text: String = plan.teachers.iter().map(|t| line(t.id(), t, "teacher")).collect();
-    for run in &plan.runs {
-        text += &line(
-            run.spec.id(),
-            &run.spec,
-            &format!("{}, seed {}, teacher {}", run.method, run.seed, plan.teachers[run.pair].model),
-        );
-    }
-    text
+    let teachers = plan.teachers.iter().map(|run| line(run.spec.id(), &run.spec, &run.method));
+    let students = plan.runs.iter().map(|run| {
+        let teacher = run.spec.teacher.as_ref().map(|teacher| format!(", teacher {}", teacher.model));
+        let what = format!("{}, seed {}{}", run.method, run.seed, teacher.unwrap_or_default());
+        line(run.spec.id(), &run.spec, &what)
+    });
+    teachers.chain(students).collect()
 }
 
 fn result_line(record: &Record) -> String {
@@ -321,7 +346,7 @@ fn print(out: &mut dyn Write, text: &str) -> Result<()> {
 pub(crate) const MAX_THREADS: usize = 1024;
 
 impl Common {
-    fn runner<'a>(&self, splits: &'a Splits, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+    fn runner<'a>(&self, data: &'a DataSets, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let mut resources = Resources::default();
         if let Some(threads) = self.threads {
             resources = Resources { jobs: threads, threads };
@@ -335,6 +360,6 @@ impl Common {
                 format!("`--jobs` and `--threads` must be in 1 ..= {MAX_THREADS}, found {jobs} and {threads}");
             return Err(Error::Request(message));
         }
-        Ok(Runner { layout: Layout::new(&self.out), splits, resources, stop })
+        Ok(Runner { layout: Layout::new(&self.out), data, resources, stop })
     }
 }

@@ -1,13 +1,14 @@
 //! `docs`: one page a method, one a data set. The upper part of a page comes from the registry, the manifests and the published tables,
 //! the lower part is written by hand and kept.
 
-use crate::manifest::{Loaded, MethodConfig as Row, tables};
+use crate::manifest::{Loaded, MethodConfig as Row};
 use crate::methods::{COLUMNS, MethodRow, rows};
 use crate::published::{Published, Row as PublishedRow};
 use crate::{Error, Result, data_pages};
 use clap::Args;
 use retort_losses::{LossConfig, MethodInfo};
 use retort_nn::OptimizerConfig;
+use retort_trainers::{SystemConfig, Teachers};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -105,14 +106,18 @@ impl DocsArgs {
 
 /// The generated part of every page, by file name.
 fn generated(experiments: &Path) -> Result<BTreeMap<String, String>> {
-    let manifests =
-        tables(experiments)?.iter().map(|name| Loaded::table(experiments, name)).collect::<Result<Vec<_>>>()?;
+    let manifests = Loaded::all(experiments)?;
     let published = published(&experiments.join("published"))?;
     let rows = rows();
     let mut pages = BTreeMap::from([(INDEX.to_string(), index(&rows))]);
     for config in LossConfig::defaults() {
         let row = rows.iter().find(|row| row.id == config.id()).expect("the rows come from the registry");
-        let page = [facts(config.info(), row, &manifests), defaults(&config), gains(config.id(), &published)];
+        let page = [facts(config.info(), row, &manifests), defaults(&config, "method"), gains(config.id(), &published)];
+        pages.insert(format!("{}.md", config.id()), page.concat());
+    }
+    for config in SystemConfig::defaults().into_iter().filter(|config| !config.is_default()) {
+        let row = rows.iter().find(|row| row.id == config.id()).expect("the rows come from the registry");
+        let page = [system(&config, row, &manifests), defaults(&config, "kind"), gains(config.id(), &published)];
         pages.insert(format!("{}.md", config.id()), page.concat());
     }
     pages.insert(format!("{DOT}.md"), trainer(&rows, &manifests) + &gains(DOT, &published));
@@ -149,7 +154,8 @@ fn heading(title: &str, id: &str, lines: &[(&str, String)]) -> String {
 }
 
 fn index(rows: &[MethodRow]) -> String {
-    let pages: BTreeSet<&str> = retort_losses::registry().iter().map(|info| info.id).collect();
+    let of_losses = retort_losses::registry().iter().map(|info| info.id);
+    let pages: BTreeSet<&str> = of_losses.chain(retort_trainers::systems().iter().map(|info| info.id)).collect();
     let mut text = "# Methods\n\n".to_string() + &line(COLUMNS) + &line(COLUMNS.map(|_| "---"));
     for row in rows {
         let mut cells = row.cells().map(String::from);
@@ -219,12 +225,48 @@ fn usage(manifests: &[Loaded], uses: impl Fn(&Row) -> bool) -> String {
     if found.is_empty() { "none".into() } else { found.join("; ") }
 }
 
-fn defaults(config: &LossConfig) -> String {
+/// The upper part of the page of a system.
+fn system(config: &SystemConfig, row: &MethodRow, manifests: &[Loaded]) -> String {
+    let none = |cell: &str| if cell == "-" { "none".to_string() } else { cell.to_string() };
+    let [_, family, .., trainable, state, _, _, _] = row.cells();
+    let start = match config.teachers() {
+        Teachers::None => "nothing".to_string(),
+        Teachers::Any => "any number of trained networks".into(),
+        Teachers::One => "a trained network".into(),
+        Teachers::Of(id) => format!("a teacher of the system [`{id}`]({id}.md)"),
+    };
+    let code = config.info().code_bases;
+    let lines = [
+        ("Source", row.source()),
+        ("Family", family.to_string()),
+        ("Code bases compared with", if code.is_empty() { "none".into() } else { code.join(", ") }),
+        ("Starts from", start),
+        ("Trainable parts", none(trainable)),
+        ("State in a checkpoint", none(state)),
+        ("Tables", system_usage(config.id(), manifests)),
+    ];
+    heading(row.title(), config.id(), &lines)
+}
+
+/// The tables with rows or teachers of a system.
+fn system_usage(id: &str, manifests: &[Loaded]) -> String {
+    let of_teachers = |loaded: &&Loaded| loaded.manifest.teachers.iter().any(|t| t.system.as_ref().id() == id);
+    let teachers: Vec<String> =
+        manifests.iter().filter(of_teachers).map(|loaded| format!("`{}` (teachers)", loaded.name)).collect();
+    let rows = usage(manifests, |row| row.system.as_ref().is_some_and(|system| system.as_ref().id() == id));
+    match teachers.is_empty() {
+        true => rows,
+        false => [vec![rows].into_iter().filter(|rows| rows != "none").collect(), teachers].concat().join("; "),
+    }
+}
+
+/// The fields of a configuration; `tag` is the one that names it.
+fn defaults(config: &impl serde::Serialize, tag: &str) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(config) else {
         unreachable!("a configuration is a table of fields")
     };
     let mut text = "## Defaults\n\n".to_string() + &line(["field", "default"]) + &line(["---", "---"]);
-    for (name, value) in fields.iter().filter(|(name, _)| *name != "method") {
+    for (name, value) in fields.iter().filter(|(name, _)| *name != tag) {
         let value = if value.is_null() { "not set".into() } else { format!("`{value}`") };
         text += &line([format!("`{name}`"), value]);
     }

@@ -2,9 +2,10 @@
 
 use crate::cli::from_here;
 use crate::data::DataArgs;
-use crate::plan::{RunSpec, Splits};
+use crate::plan::RunSpec;
 use crate::record::{Record, weights_digest};
 use crate::runner::Layout;
+use crate::splits::Splits;
 use crate::{Error, Result};
 use clap::Args;
 use retort_datasets::Normalization;
@@ -53,7 +54,7 @@ impl ExportArgs {
             return Err(Error::file(&path, "the data here are not those of the record"));
         }
         let Normalization { mean, std } = splits.train.normalization().clone();
-        let mut config = PretrainedConfig::new(&spec.model, &splits.model());
+        let mut config = PretrainedConfig::new(&spec.model, &splits.model(spec.modality)?);
         config.data = Some(spec.data.name.clone());
         config.normalisation = Some(Normalisation { mean, std });
         let command = format!("cargo xtask rerun models/{}/{}.jsonl", self.name, record.id);

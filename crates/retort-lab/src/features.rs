@@ -1,9 +1,10 @@
 //! What the features of teacher and student have to do with each other on the test images: every distance of the zoo, and
 //! the bounds of the risk. Computed from the weights of finished runs, and kept beside their records.
 
-use crate::plan::{Plan, RunSpec, Splits};
+use crate::plan::{Plan, RunSpec};
 use crate::record::Record;
 use crate::runner::Layout;
+use crate::splits::Splits;
 use crate::stats::{Sample, rank_correlation};
 use crate::table::Records;
 use crate::{Error, Result};
@@ -219,7 +220,8 @@ impl<'a> Features<'a> {
     fn network(&self, spec: &RunSpec) -> Result<Box<dyn Network>> {
         let path = self.layout.weights(&spec.id());
         let weights = Checkpoint::load(&path)?.tensors;
-        frozen(&spec.model, &self.splits.model(), weights, &Device::Cpu).map_err(|e| Error::file(&path, e))
+        frozen(&spec.model, &self.splits.model(spec.modality)?, weights, &Device::Cpu)
+            .map_err(|e| Error::file(&path, e))
     }
 
     fn seen(&self, network: &dyn Network) -> Result<Seen> {
@@ -423,7 +425,7 @@ pub(crate) fn save(plan: &Plan, records: &Records, reports: &Reports, folder: &P
             .iter()
             .map(|values| if values.iter().any(|x| x.is_nan()) { None } else { Sample::of(values) })
             .collect();
-        let names = [plan.teachers[pair].model.clone(), method.to_string()];
+        let names = [plan.teacher_model(pair).to_string(), method.to_string()];
         let cell = |sample: &Option<Sample>| sample.as_ref().map_or("-".into(), |s| short(s.mean));
         markdown += &line(&names.iter().cloned().chain(samples.iter().map(cell)).collect::<Vec<_>>());
         let mut record = vec![names[0].clone(), names[1].clone(), found.len().to_string()];

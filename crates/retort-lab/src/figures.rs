@@ -111,7 +111,7 @@ fn bound_risk(plan: &Plan, records: &Records) -> String {
         }
     };
     let title = "Risk of the teacher's head on the student's features, and what bounds it";
-    let rows = (0..plan.teachers.len()).flat_map(|pair| methods(plan).into_iter().map(move |method| (pair, method)));
+    let rows = (0..plan.pairs()).flat_map(|pair| methods(plan).into_iter().map(move |method| (pair, method)));
     let rows = rows.filter(|row| plan.runs.iter().any(|run| (run.pair, run.method.as_str()) == *row));
     sheet(title, rows.map(panel).collect(), true)
 }
@@ -124,7 +124,7 @@ fn clouds(
     embedding: Embedding,
 ) -> Result<Vec<(String, String)>> {
     let mut figures = Vec::new();
-    for pair in 0..plan.teachers.len() {
+    for pair in 0..plan.pairs() {
         let first = |run: &&PlannedRun| run.pair == pair && run.seed == 1 && records.contains_key(&run.spec.id());
         let runs: Vec<&PlannedRun> = plan.runs.iter().filter(first).collect();
         let Some(plain) = runs.iter().find(|run| run.method == baseline) else { continue };
@@ -185,7 +185,7 @@ fn cloud(clouds: &[(&str, &Seen)], labels: &[u32], embedding: Embedding) -> Resu
 
 /// The method, with the teacher's name where there are several pairs.
 fn named(plan: &Plan, pair: usize, method: &str) -> String {
-    if plan.teachers.len() > 1 { format!("{}-{method}", plan.teachers[pair].model) } else { method.to_string() }
+    if plan.pairs() > 1 { format!("{}-{method}", plan.teacher_model(pair)) } else { method.to_string() }
 }
 
 fn sheet(title: &str, panels: Vec<Panel>, same_axes: bool) -> String {

@@ -1,7 +1,7 @@
 //! `list`: what exists, from the registries themselves.
 
 use crate::import::Trained;
-use crate::manifest::{Loaded, tables};
+use crate::manifest::{collection, tables};
 use crate::{Error, Result, methods};
 use clap::ValueEnum;
 use retort_datasets::Split;
@@ -65,7 +65,14 @@ fn dataset(info: &retort_datasets::DatasetInfo) -> Value {
 }
 
 fn table(experiments: &Path, name: &str) -> Result<Value> {
-    let loaded = Loaded::table(experiments, name)?;
+    let loaded = match collection(experiments, name)? {
+        (Some(title), parts) => {
+            let parts: Vec<&str> = parts.iter().map(|part| part.name.as_str()).collect();
+            return Ok(json!({ "name": name, "title": title, "parts": parts }));
+        }
+        (None, parts) => parts,
+    };
+    let [loaded] = loaded.as_slice() else { return Err(Error::Failed(format!("`{name}` is no table"))) };
     let manifest = &loaded.manifest;
     Ok(json!({
         "name": name, "title": manifest.title, "paper": manifest.paper,

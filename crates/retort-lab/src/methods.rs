@@ -3,6 +3,7 @@
 use retort_losses::feature::FtConfig;
 use retort_losses::{ExtraPhase, Family, Inputs, LossConfig, MapChoice, MethodInfo, Side};
 use retort_nn::OptimizerConfig;
+use retort_trainers::{Kind, SystemInfo, systems};
 use serde::Serialize;
 
 /// One method in words; `-` where there is nothing to say. `s` is the student, `t` the teacher.
@@ -195,8 +196,8 @@ fn code_base(code_bases: &[&str]) -> String {
     }
 }
 
-/// Every method in the order of the registry; before `ft` the phase that trains its paraphraser, and at the end the
-/// optimiser that treats the gradients of task and method apart.
+/// Every method in the order of the registry; before `ft` the phase that trains its paraphraser; then the optimiser that
+/// treats the gradients of task and method apart, and the systems with terms of their own.
 pub(crate) fn rows() -> Vec<MethodRow> {
     let mut rows = Vec::new();
     for config in LossConfig::defaults() {
@@ -207,7 +208,43 @@ pub(crate) fn rows() -> Vec<MethodRow> {
         rows.push(row);
     }
     rows.push(dot());
+    rows.extend(systems().iter().filter(|info| !info.losses).map(system));
     rows
+}
+
+/// A kind of training with terms of its own.
+fn system(info: &SystemInfo) -> MethodRow {
+    let none = "-".to_string();
+    let labels = if info.kind == Kind::SelfSupervised { none.clone() } else { "yes".into() };
+    MethodRow {
+        id: info.id.into(),
+        title: info.title.into(),
+        paper: info.paper.map(String::from),
+        year: info.year,
+        arxiv: info.arxiv.map(String::from),
+        family: kind(info.kind).into(),
+        logits: none.clone(),
+        pooled: none.clone(),
+        maps: none.clone(),
+        labels,
+        sample_index: none.clone(),
+        extra_phase: none,
+        trainable: list(info.trainable),
+        state: list(info.state),
+        default_weight: "-".into(),
+        settings: "-".into(),
+        code_base: code_base(info.code_bases),
+    }
+}
+
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Offline => "offline system",
+        Kind::Online => "online system",
+        Kind::SelfDistillation => "self-distillation",
+        Kind::SelfSupervised => "self-supervised teacher",
+        Kind::Teacher => "teacher of a system",
+    }
 }
 
 fn paraphraser(ft: &MethodRow) -> MethodRow {
@@ -264,9 +301,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_row_for_every_method_and_two_more() {
+    fn there_is_a_row_for_every_method_and_system_and_two_more() {
         let rows = rows();
-        assert_eq!(rows.len(), LossConfig::defaults().len() + 2);
+        assert_eq!(rows.len(), LossConfig::defaults().len() + 2 + systems().len() - 1);
         let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap().cells();
         assert_eq!(row("kd")[1..3], ["output", "s,t"]);
         assert_eq!(row("kd")[10..], ["0.1 / 0.9", "temperature 4", "RepDistiller, mdistiller"]);

@@ -1,14 +1,16 @@
 //! From a manifest to runs: every run has an id that is a hash of what it does.
 
-use crate::fit::Fit;
-use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe};
+use crate::fit::Check;
+use crate::manifest::{Loaded, MethodConfig, Pair, Profile, Recipe, Rows, TEACHER};
 use crate::source::suggestion;
+use crate::splits::{DataSpec, ProfileData, Splits};
 use crate::tune::Weights;
 use crate::{Error, Result};
-use retort_datasets::{CustomConfig, Dataset, Sampling, Sources, Split, SubsetConfig, TransformConfig};
-use retort_losses::LossConfig;
-use retort_models::ModelConfig;
+use retort_datasets::{Modality, Sampling, TransformConfig};
+use retort_losses::{LossConfig, Side};
 use retort_nn::{OptimizerConfig, ScheduleConfig};
+use retort_trainers::probe::ProbeConfig;
+use retort_trainers::{Kind, SystemConfig, Teachers};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -29,57 +31,65 @@ pub struct RunSpec {
     pub numerics: u32,
     /// Architecture that is trained.
     pub model: String,
-    /// Weighted terms.
+    /// What kind of training it is. This and every field below that has a default is left out where it has it, so that the
+    /// ids of runs without it stay as they are.
+    #[serde(default, skip_serializing_if = "SystemConfig::is_default")]
+    pub system: SystemConfig,
+    /// Weighted terms, for systems that read a list.
     pub losses: Vec<LossConfig>,
     /// The run that trains the teacher.
     pub teacher: Option<Box<RunSpec>>,
+    /// The runs that train the other teachers of an ensemble.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_teachers: Vec<RunSpec>,
     /// Which images.
     pub data: DataSpec,
+    /// Whether the labels of the training rows are taken away before anything sees them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlabelled: bool,
     /// Augmentation of training images.
     pub augmentation: Vec<TransformConfig>,
+    /// What of an image the network sees.
+    #[serde(default, skip_serializing_if = "is_stored")]
+    pub modality: Modality,
+    /// Augmentation of what the teachers see; the student's, with the same random numbers, where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_augmentation: Option<Vec<TransformConfig>>,
     /// Images in a training batch.
     pub batch_size: usize,
-    /// Which images form a training batch; left out where they are shuffled, so that the ids of such runs stay as they are.
+    /// Which images form a training batch; shuffled by default.
     #[serde(default, skip_serializing_if = "Sampling::is_default")]
     pub batches: Sampling,
     /// Passes over the training images.
     pub epochs: usize,
     /// Evaluate every so many epochs.
     pub evaluate_every: usize,
-    /// Compute what bounds the student's risk in every evaluation; left out where not, so that the ids of such runs stay as they are.
+    /// Compute what bounds the student's risk in every evaluation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bounds: bool,
     /// Which optimiser.
     pub optimizer: OptimizerConfig,
     /// Its rate over time.
     pub schedule: ScheduleConfig,
+    /// How the finished network is judged besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeSpec>,
     /// Root of all randomness.
     pub seed: u64,
 }
 
-/// The rows of a data set that a run uses.
+/// Classifiers on a finished network that stays as it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataSpec {
-    /// Name in the registry.
-    pub name: String,
-    /// Training images.
-    pub train: usize,
-    /// Test images.
-    pub test: usize,
-    /// SHA-256 over shape, pixels and labels of the training rows.
-    pub train_digest: String,
-    /// The same of the test rows.
-    pub test_digest: String,
-    /// Whether the test images are training images that were held out, see [`Splits::validation`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub held_out: bool,
-    /// How a data set is read that the registry does not have; left out for registered sets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub custom: Option<CustomConfig>,
-    /// How the training rows were chosen; left out where they are the first ones of every class, with their own labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subset: Option<SubsetConfig>,
+pub struct ProbeSpec {
+    /// Rows that the classifiers learn from, and are tested on.
+    pub data: DataSpec,
+    /// Which classifiers.
+    pub config: ProbeConfig,
+}
+
+fn is_stored(modality: &Modality) -> bool {
+    *modality == Modality::Stored
 }
 
 impl RunSpec {
@@ -92,134 +102,46 @@ impl RunSpec {
         let digest = Sha256::digest(canonical.as_bytes());
         digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
-}
 
-/// Training and test rows of one [`DataSpec`].
-#[derive(Clone, Debug)]
-pub struct Splits {
-    /// Training rows.
-    pub train: Dataset,
-    /// Test rows.
-    pub test: Dataset,
-    /// Whether the test rows were cut off the training split.
-    held_out: bool,
-    custom: Option<CustomConfig>,
-    /// How the training rows were chosen.
-    subset: SubsetConfig,
-}
-
-impl Splits {
-    /// Loads a data set: the training rows that `train` describes, and as many test rows of every class as make `test`, all
-    /// where absent. Only the classes of `train` are tested. `custom` says how a set is read
-    /// that the registry does not have.
-    ///
-    /// # Errors
-    ///
-    /// A missing or broken file, fewer rows than asked for, a set without labels or without a test split.
-    pub fn load(
-        name: &str,
-        custom: Option<&CustomConfig>,
-        train: &SubsetConfig,
-        test: Option<usize>,
-        sources: &Sources,
-    ) -> Result<Self> {
-        let [all_train, all_test] = whole_splits(name, custom, sources).map_err(Error::request)?;
-        let part = |whole: &Dataset, config: &SubsetConfig| -> Result<Dataset> {
-            // All rows are all rows, also of a set with classes of unequal size: a record names them by their number.
-            let of_classes = SubsetConfig { classes: config.classes.clone(), ..SubsetConfig::default() };
-            let whole = whole.subset(&of_classes).map_err(Error::request)?;
-            let all = config.seed.is_none() && config.count == Some(whole.len());
-            let count = config.count.filter(|_| !all);
-            whole.subset(&SubsetConfig { classes: None, count, ..config.clone() }).map_err(Error::request)
-        };
-        let of_test = SubsetConfig { classes: train.classes.clone(), count: test, ..SubsetConfig::default() };
-        let (custom, subset) = (custom.cloned(), train.clone());
-        let (train, test) = (part(&all_train, train)?, part(&all_test, &of_test)?);
-        if !train.is_labelled() || train.class_names() != test.class_names() || train.shape() != test.shape() {
-            let about = |part: &Dataset| format!("{} classes, images {}", part.classes(), part.shape());
-            let message = format!(
-                "`{name}`: training ({}) and test ({}) must have the same classes and images",
-                about(&train),
-                about(&test)
-            );
-            return Err(Error::Request(message));
-        }
-        Ok(Self { train, test, held_out: false, custom, subset })
+    /// The runs that must be finished before this one.
+    pub fn teachers(&self) -> impl Iterator<Item = &RunSpec> {
+        self.teacher.as_deref().into_iter().chain(&self.other_teachers)
     }
 
-    /// Loads the rows that `data` speaks of, for example those of a record; their digests are for the caller to compare.
-    ///
-    /// # Errors
-    ///
-    /// As [`Splits::load`] and [`Splits::validation`].
-    pub fn of(data: &DataSpec, sources: &Sources) -> Result<Self> {
-        let held_out = if data.held_out { data.test } else { 0 };
-        let count = Some(data.train.saturating_add(held_out));
-        let subset = data.subset.clone().unwrap_or(SubsetConfig { count, ..SubsetConfig::default() });
-        let test = (!data.held_out).then_some(data.test);
-        let splits = Self::load(&data.name, data.custom.as_ref(), &subset, test, sources)?;
-        if data.held_out { splits.validation(data.test) } else { Ok(splits) }
-    }
-
-    /// Holds out `n` training rows for choosing settings by: the last `n / classes` of every class in stored order, the
-    /// same for every seed, see [`Dataset::split_validation`]. They become the test rows, and the test rows are not looked at.
-    ///
-    /// # Errors
-    ///
-    /// `n` is not a positive multiple of the number of classes, or would leave no row of a class to learn from; rows that
-    /// are held out already.
-    pub fn validation(&self, n: usize) -> Result<Self> {
-        if self.held_out {
-            return Err(Error::Request("a validation set is held out of the training images already".into()));
-        }
-        let classes = self.train.classes();
-        if !n.is_multiple_of(classes) {
-            let message = format!("`validation` must be a positive multiple of the {classes} classes, found {n}");
-            return Err(Error::Request(message));
-        }
-        let (train, test) = self.train.split_validation(n / classes).map_err(Error::request)?;
-        Ok(Self { train, test, held_out: true, ..self.clone() })
-    }
-
-    /// What a network for these images is built with.
+    /// Whether the run trains the network's own classifier on labels or on logits.
     #[must_use]
-    pub fn model(&self) -> ModelConfig {
-        let shape = self.train.shape();
-        ModelConfig { in_channels: shape.channels, image: [shape.height, shape.width], classes: self.train.classes() }
-    }
-
-    /// What these rows are.
-    #[must_use]
-    pub fn spec(&self) -> DataSpec {
-        DataSpec {
-            name: self.train.name().to_string(),
-            train: self.train.len(),
-            test: self.test.len(),
-            train_digest: self.train.digest().to_string(),
-            test_digest: self.test.digest().to_string(),
-            held_out: self.held_out,
-            custom: self.custom.clone(),
-            subset: self.named_subset(),
+    pub fn classifies(&self) -> bool {
+        let reads = |loss: &LossConfig| matches!(loss.info().inputs.logits, Side::Student | Side::Both);
+        match self.system.info().kind {
+            Kind::SelfSupervised => false,
+            // A teacher with something beside a network that stays as it is.
+            Kind::Teacher if self.teacher.is_some() => self.teachers().all(RunSpec::classifies),
+            _ => self.epochs > 0 && (!self.system.info().losses || self.losses.iter().any(reads)),
         }
     }
 
-    /// The choice of the training rows, where their number alone does not say it.
-    fn named_subset(&self) -> Option<SubsetConfig> {
-        let SubsetConfig { classes, fraction, count: _, seed, noise } = &self.subset;
-        let named = classes.is_some() || fraction.is_some() || seed.is_some() || noise.is_some();
-        named.then(|| self.subset.clone())
+    /// How many runs there are in a row before this one.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.teachers().map(|teacher| 1 + teacher.depth()).max().unwrap_or(0)
     }
-}
 
-/// All training and all test rows; a set that the registry does not have is decoded once for both.
-fn whole_splits(name: &str, custom: Option<&CustomConfig>, sources: &Sources) -> retort_datasets::Result<[Dataset; 2]> {
-    if custom.is_none() && !CustomConfig::is_custom(name) {
-        return Ok([sources.load(name, Split::Train)?, sources.load(name, Split::Test)?]);
+    /// This run and all that must be finished before it, those first.
+    #[must_use]
+    pub fn with_teachers(&self) -> Vec<&RunSpec> {
+        self.teachers().flat_map(RunSpec::with_teachers).chain([self]).collect()
     }
-    let custom = custom.cloned().unwrap_or_default();
-    let train = sources.load_custom(name, &custom, Split::Train)?;
-    let test = sources.load_custom_beside(&train, &custom, Split::Test)?;
-    Ok([train, test])
+
+    /// All rows that this run and the runs before it need.
+    #[must_use]
+    pub fn data_specs(&self) -> Vec<&DataSpec> {
+        let mut found = Vec::new();
+        for spec in self.with_teachers() {
+            found.push(&spec.data);
+            found.extend(spec.probe.as_ref().map(|probe| &probe.data));
+        }
+        found
+    }
 }
 
 /// A cell of the table before averaging: one method, one pair, one seed.
@@ -242,8 +164,8 @@ pub struct Plan {
     pub table: String,
     /// Name of the profile.
     pub profile: String,
-    /// Teacher of each pair.
-    pub teachers: Vec<RunSpec>,
+    /// Teachers that the students need, pair by pair; those that others start from come first.
+    pub teachers: Vec<PlannedRun>,
     /// Student runs, pair by pair, seed by seed, method by method.
     pub runs: Vec<PlannedRun>,
 }
@@ -262,10 +184,10 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// An unknown method in the selection, a broken file of chosen weights, no seed, batches that cannot be formed from the training rows, or a row whose
-    /// losses the shapes of a pair do not allow.
-    pub fn new(loaded: &Loaded, profile: &str, splits: &Splits, selection: &Selection) -> Result<Self> {
-        Self::with_weights(loaded, profile, splits, selection, &Weights::read(loaded, profile)?)
+    /// An unknown method in the selection, a broken file of chosen weights, no seed, batches that cannot be formed from the
+    /// training rows, or a row whose losses or system the networks of a pair do not allow.
+    pub fn new(loaded: &Loaded, profile: &str, data: &ProfileData, selection: &Selection) -> Result<Self> {
+        Self::with_weights(loaded, profile, data, selection, &Weights::read(loaded, profile)?)
     }
 
     /// The same with these weights for the rows that say `tune`.
@@ -276,7 +198,7 @@ impl Plan {
     pub(crate) fn with_weights(
         loaded: &Loaded,
         profile: &str,
-        splits: &Splits,
+        data: &ProfileData,
         selection: &Selection,
         weights: &Weights,
     ) -> Result<Self> {
@@ -291,48 +213,42 @@ impl Plan {
             return Err(Error::Request(format!("`--seeds` must be in 1 ..= {MAX_SEEDS}, found {seeds}")));
         }
         let mut plan = Self { table: loaded.name.clone(), profile: name.to_string(), teachers: vec![], runs: vec![] };
-        let class_counts = splits.train.class_counts();
-        loaded.check_batches(profile, profile.batches.as_ref(), &class_counts)?;
-        loaded.check_view(profile, &splits.train)?;
-        let mut fit = Fit::new(splits.model(), splits.train.labels());
+        let specs = Specs { loaded, profile, data };
+        let mut check = Check::new(loaded, profile, data)?;
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let rows = rows(loaded, pair, selection);
-            for method in &rows {
-                loaded.check_batches(profile, method.batches.as_ref(), &class_counts)?;
-                let (losses, batches) =
-                    (losses(method, profile, pair), method.batches.as_ref().or(profile.batches.as_ref()));
-                check_fit(loaded, &mut fit, pair, losses)?;
-                check_batches(loaded, profile, batches, splits.train.len(), losses)?;
-            }
-            let teacher = teacher_spec(profile, pair, splits);
             for seed in 1..=seeds {
                 for method in &rows {
-                    let losses = losses(method, profile, pair).iter().map(|loss| loss.as_ref().clone()).collect();
-                    let losses = weights.applied(method, losses)?;
-                    // A method that uses no teacher still names one: its fidelity is measured too.
-                    let (recipe, student) = (&profile.student, pair.student.as_ref());
-                    let mut spec = spec(profile, recipe, student, losses, Some(teacher.clone()), splits, seed);
-                    if let Some(optimizer) = &method.optimizer {
-                        spec.optimizer = optimizer.as_ref().clone();
+                    let mut spec = specs.student(pair, method, seed)?;
+                    if seed == 1 {
+                        check.row(pair, method, &spec)?;
                     }
-                    if let Some(batches) = &method.batches {
-                        spec.batches = *batches.as_ref();
-                    }
-                    if let Some(lr) = &pair.lr {
-                        spec.schedule.lr = *lr.as_ref();
-                    }
+                    spec.losses = weights.applied(method, spec.losses)?;
                     plan.runs.push(PlannedRun { method: method.id.as_ref().clone(), pair: index, seed, spec });
                 }
             }
-            plan.teachers.push(teacher);
+            for (method, seed, spec) in specs.teachers_of(pair, &rows)? {
+                plan.teachers.push(PlannedRun { method, pair: index, seed, spec });
+            }
         }
         Ok(plan)
+    }
+
+    /// Architecture of the teachers of a pair, for headings; that of the students where there is no teacher.
+    pub(crate) fn teacher_model(&self, pair: usize) -> &str {
+        let found = self.teachers.iter().chain(&self.runs).find(|run| run.pair == pair);
+        found.map(|run| run.spec.model.as_str()).unwrap_or_default()
+    }
+
+    /// Number of pairs.
+    pub(crate) fn pairs(&self) -> usize {
+        self.runs.iter().map(|run| run.pair + 1).max().unwrap_or(0)
     }
 
     /// All runs by id, teachers included.
     #[must_use]
     pub fn by_id(&self) -> BTreeMap<String, &RunSpec> {
-        self.teachers.iter().chain(self.runs.iter().map(|run| &run.spec)).map(|spec| (spec.id(), spec)).collect()
+        self.teachers.iter().chain(&self.runs).map(|run| (run.spec.id(), &run.spec)).collect()
     }
 }
 
@@ -346,91 +262,149 @@ fn rows<'a>(loaded: &'a Loaded, pair: &Pair, selection: &Selection) -> Vec<&'a M
 }
 
 /// The terms of a row: the pair's own, else the profile's own, else the manifest's.
-fn losses<'a>(method: &'a MethodConfig, profile: &'a Profile, pair: &'a Pair) -> &'a [Spanned<LossConfig>] {
+pub(crate) fn losses<'a>(method: &'a MethodConfig, profile: &'a Profile, pair: &'a Pair) -> &'a [Spanned<LossConfig>] {
     let of = |(key, losses): (&Spanned<String>, &'a Vec<Spanned<LossConfig>>)| {
         (key.as_ref() == method.id.as_ref()).then_some(losses)
     };
     pair.overrides.iter().find_map(of).or_else(|| profile.overrides.iter().find_map(of)).unwrap_or(&method.losses)
 }
 
-/// Refuses a row whose losses the shapes of the pair do not allow, before a teacher is trained for it.
-fn check_fit(loaded: &Loaded, fit: &mut Fit<'_>, pair: &Pair, losses: &[Spanned<LossConfig>]) -> Result<()> {
-    let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
-    losses.iter().try_for_each(|loss| {
-        let refused = |e| {
-            let message =
-                format!("{e} (teacher `{teacher}`, student `{student}`; the pair's `without` leaves a row out)");
-            loaded.point(loss.span(), &message)
-        };
-        fit.check(teacher, student, loss.as_ref()).map_err(refused)
-    })
+/// Makes the specifications of a profile's runs.
+struct Specs<'a> {
+    loaded: &'a Loaded,
+    profile: &'a Profile,
+    data: &'a ProfileData,
 }
 
-/// Refuses a loss that some batch of an epoch, the last one at least, has too few rows for.
-fn check_batches(
-    loaded: &Loaded,
-    profile: &Profile,
-    batches: Option<&Spanned<Sampling>>,
-    rows: usize,
-    losses: &[Spanned<LossConfig>],
-) -> Result<()> {
-    let size = *profile.batch_size.as_ref();
-    // Batches by class are all full.
-    let full = batches.is_some_and(|batches| matches!(batches.as_ref(), Sampling::ClassBalanced { .. }));
-    let last = if full || rows.is_multiple_of(size) { size } else { rows % size };
-    let each = match batches.map(Spanned::as_ref) {
-        Some(Sampling::ClassBalanced { classes }) => size / classes,
-        _ => 1,
-    };
-    if let Some(loss) = losses.iter().find(|loss| loss.as_ref().least_rows_of_class() > each) {
-        let (id, least) = (loss.as_ref().id(), loss.as_ref().least_rows_of_class());
-        let message = format!(
-            "`{id}` needs at least {least} rows of every class in a batch; `batches = {{ kind = \"class-balanced\", classes = N }}` \
-             with a `batch_size` of at least {least} N gives them"
-        );
-        return Err(loaded.point(loss.span(), &message));
+/// Teachers are trained once, with this seed unless the profile says another; an ensemble has the seeds from it on.
+const TEACHER_SEED: u64 = 1;
+
+impl Specs<'_> {
+    /// The run of a row.
+    fn student(&self, pair: &Pair, method: &MethodConfig, seed: u64) -> Result<RunSpec> {
+        let profile = self.profile;
+        let recipe = &profile.student;
+        let splits = if method.data == Rows::Probe { self.data.probes() } else { &self.data.students };
+        let mut spec = self.spec(recipe, pair.student.as_ref(), splits, seed);
+        spec.losses = losses(method, profile, pair).iter().map(|loss| loss.as_ref().clone()).collect();
+        spec.system = method.system.as_ref().map(|system| system.as_ref().clone()).unwrap_or_default();
+        spec.modality = profile.modality;
+        spec.unlabelled = method.unlabelled;
+        let own = |transforms: &Vec<Spanned<TransformConfig>>| transforms.iter().map(|t| t.as_ref().clone()).collect();
+        if let Some(augmentation) = &method.augmentation {
+            spec.augmentation = own(augmentation);
+        }
+        spec.teacher_augmentation = method.teacher_augmentation.as_ref().map(own);
+        if let Some(optimizer) = &method.optimizer {
+            spec.optimizer = optimizer.as_ref().clone();
+        }
+        if let Some(batches) = &method.batches {
+            spec.batches = *batches.as_ref();
+        }
+        if let Some(lr) = &pair.lr {
+            spec.schedule.lr = *lr.as_ref();
+        }
+        let of_row = profile.epochs.get(method.id.as_ref().as_str()).or(method.epochs.as_ref().map(Spanned::as_ref));
+        if let Some(epochs) = of_row {
+            spec.epochs = *epochs;
+            spec.evaluate_every = spec.evaluate_every.min(spec.epochs.max(1));
+        }
+        // A method that uses no teacher still names one: its fidelity is measured too.
+        if spec.system.teachers() != Teachers::None {
+            let mut teachers = self.teachers(pair, method)?.into_iter().map(|(_, _, spec)| spec);
+            spec.teacher = teachers.next().map(Box::new);
+            spec.other_teachers = teachers.collect();
+        }
+        // Runs on held-out images choose weights by their accuracy; nobody looks at their features.
+        spec.bounds = profile.features && spec.teacher.is_some() && !splits.held_out();
+        Ok(spec)
     }
-    let Some(loss) = losses.iter().find(|loss| loss.as_ref().least_rows() > last) else { return Ok(()) };
-    let (id, least) = (loss.as_ref().id(), loss.as_ref().least_rows());
-    let message = format!(
-        "`{id}` needs batches of at least {least} rows, but {rows} training images in batches of {size} leave {last} for the \
-         last one; change `batch_size` or the number of training images"
-    );
-    Err(loaded.point(loss.span(), &message))
-}
 
-/// Teachers are trained once, with seed 1, by plain cross-entropy.
-fn teacher_spec(profile: &Profile, pair: &Pair, splits: &Splits) -> RunSpec {
-    let losses = vec![LossConfig::Ce(retort_losses::output::CeConfig::default())];
-    spec(profile, &profile.teacher, pair.teacher.as_ref(), losses, None, splits, 1)
-}
+    /// The teachers of a row: id, seed, run.
+    fn teachers(&self, pair: &Pair, method: &MethodConfig) -> Result<Vec<(String, u64, RunSpec)>> {
+        let id = method.teacher.as_ref().unwrap_or(&self.loaded.manifest.default_teacher);
+        let count = method.ensemble.as_ref().map_or(1, |n| *n.as_ref() as u64);
+        let first = self.profile.teacher_seed.unwrap_or(TEACHER_SEED);
+        let seeds = (0..count).map(|i| first.saturating_add(i));
+        seeds.map(|seed| Ok((id.as_ref().clone(), seed, self.teacher(pair, id, seed)?))).collect()
+    }
 
-fn spec(
-    profile: &Profile,
-    recipe: &Recipe,
-    model: &str,
-    losses: Vec<LossConfig>,
-    teacher: Option<RunSpec>,
-    splits: &Splits,
-    seed: u64,
-) -> RunSpec {
-    let epochs = *recipe.epochs.as_ref();
-    // Runs on held-out images choose weights by their accuracy; nobody looks at their features.
-    let bounds = profile.features && teacher.is_some() && !splits.held_out;
-    RunSpec {
-        numerics: NUMERICS,
-        model: model.to_string(),
-        losses,
-        teacher: teacher.map(Box::new),
-        data: splits.spec(),
-        augmentation: profile.augmentation.iter().map(|t| t.as_ref().clone()).collect(),
-        batch_size: *profile.batch_size.as_ref(),
-        batches: profile.batches.as_ref().map(|batches| *batches.as_ref()).unwrap_or_default(),
-        epochs,
-        evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
-        bounds,
-        optimizer: recipe.optimizer.as_ref().clone(),
-        schedule: recipe.schedule.as_ref().clone(),
-        seed,
+    /// The run of the teacher `id`; `teacher` is the plain one.
+    fn teacher(&self, pair: &Pair, id: &Spanned<String>, seed: u64) -> Result<RunSpec> {
+        let config = self.loaded.teacher(id)?;
+        let recipe = self.profile.teachers.get(id.as_ref().as_str()).unwrap_or(&self.profile.teacher);
+        let mut spec = self.spec(recipe, pair.teacher.as_ref(), self.data.teachers(), seed);
+        spec.modality = self.profile.teacher_modality.unwrap_or(self.profile.modality);
+        match config {
+            None => spec.losses = vec![LossConfig::Ce(retort_losses::output::CeConfig::default())],
+            Some(config) => {
+                spec.system = config.system.as_ref().clone();
+                if let Some(augmentation) = &config.augmentation {
+                    spec.augmentation = augmentation.iter().map(|t| t.as_ref().clone()).collect();
+                }
+                if spec.system.teachers() != Teachers::None {
+                    spec.teacher = Some(Box::new(self.teacher(pair, &config.origin(), seed)?));
+                }
+            }
+        }
+        Ok(spec)
+    }
+
+    /// All teachers that these rows need, each once: id, seed, run.
+    fn teachers_of(&self, pair: &Pair, rows: &[&MethodConfig]) -> Result<Vec<(String, u64, RunSpec)>> {
+        let mut found: Vec<(String, u64, RunSpec)> = Vec::new();
+        let mut add = |id: &str, seed: u64, spec: &RunSpec| {
+            if !found.iter().any(|(_, _, known)| known == spec) {
+                found.push((id.to_string(), seed, spec.clone()));
+            }
+        };
+        for method in rows {
+            if self.student(pair, method, 1)?.teacher.is_none() {
+                continue;
+            }
+            for (id, seed, spec) in self.teachers(pair, method)? {
+                // Those that it starts from come before it.
+                let mut chain = vec![(id.clone(), &spec)];
+                while let (id, Some(start)) =
+                    (chain[chain.len() - 1].0.clone(), chain[chain.len() - 1].1.teacher.as_deref())
+                {
+                    let config = self.loaded.manifest.teachers.iter().find(|config| config.id.as_ref() == &id);
+                    let origin = config.map_or(TEACHER.to_string(), |config| config.origin().into_inner());
+                    chain.push((origin, start));
+                }
+                chain.iter().rev().for_each(|(id, spec)| add(id, seed, spec));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What student and teacher have in common.
+    fn spec(&self, recipe: &Recipe, model: &str, splits: &Splits, seed: u64) -> RunSpec {
+        let profile = self.profile;
+        let epochs = *recipe.epochs.as_ref();
+        let probe = profile.probe.as_ref();
+        RunSpec {
+            numerics: NUMERICS,
+            model: model.to_string(),
+            system: SystemConfig::default(),
+            losses: Vec::new(),
+            teacher: None,
+            other_teachers: Vec::new(),
+            data: splits.spec(),
+            unlabelled: false,
+            augmentation: profile.augmentation.iter().map(|t| t.as_ref().clone()).collect(),
+            modality: Modality::Stored,
+            teacher_augmentation: None,
+            batch_size: *profile.batch_size.as_ref(),
+            batches: profile.batches.as_ref().map(|batches| *batches.as_ref()).unwrap_or_default(),
+            epochs,
+            evaluate_every: recipe.evaluate_every.unwrap_or(epochs),
+            bounds: false,
+            optimizer: recipe.optimizer.as_ref().clone(),
+            schedule: recipe.schedule.as_ref().clone(),
+            probe: probe
+                .map(|probe| ProbeSpec { data: self.data.probes().spec(), config: probe.config.as_ref().clone() }),
+            seed,
+        }
     }
 }

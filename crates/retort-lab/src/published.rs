@@ -1,8 +1,9 @@
 //! Published numbers, shown only where the protocol agrees.
 
 use crate::manifest::{Loaded, Pair, Profile};
-use crate::plan::DataSpec;
+use crate::splits::DataSpec;
 use crate::{Error, Result};
+use retort_datasets::Modality;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -96,7 +97,12 @@ pub fn same_protocol(loaded: &Loaded, profile: &Profile, data: &DataSpec) -> boo
         let augmentation = profile.augmentation.iter().map(toml::Spanned::as_ref);
         let same_data =
             &data.name == published.data.as_ref() && data.train == published.train && data.test == published.test;
+        let as_stored = data.subset.is_none() && data.normalization.is_none() && profile.modality == Modality::Stored;
         same_data
+            && as_stored
+            && profile.teacher_data.is_none()
+            && profile.teacher_modality.is_none()
+            && profile.probe.is_none()
             && *profile.batch_size.as_ref() == published.batch_size
             && profile.batches.as_ref().is_none_or(|batches| batches.as_ref().is_default())
             && augmentation.eq(&published.augmentation)

@@ -8,8 +8,10 @@ use crate::plan::RunSpec;
 use crate::{Error, Result};
 use retort_nn::{Tensors, write_atomically};
 use retort_trainers::engine::{EpochRecord, Summary};
+use retort_trainers::probe::ProbeReport;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A finished run.
@@ -30,6 +32,9 @@ pub struct Record {
 }
 
 /// The figures that tables are made of, after the last epoch.
+///
+/// Of a run with a linear probe, accuracy and nll are the probe's; those of the network's own classifier, where it has
+/// been trained, are among the measures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// Test images.
@@ -44,6 +49,9 @@ pub struct RunResult {
     pub agreement: Option<f64>,
     /// Mean KL(teacher || student) in nats.
     pub kl: Option<f64>,
+    /// Other figures of the finished network, by name: those of its probe and of its heads, accuracies in `[0, 1]`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// SHA-256 over names and values of the final weights.
     pub weights_sha256: String,
 }
@@ -84,17 +92,15 @@ impl Record {
     }
 
     /// The record of a finished run.
-    pub(crate) fn new(spec: &RunSpec, summary: Summary, weights: &Tensors, machine: Machine) -> Result<Self> {
-        let last = summary.last("student").ok_or_else(|| Error::Failed("the run evaluated nothing".into()))?.clone();
-        let result = RunResult {
-            samples: last.samples,
-            accuracy: last.accuracy,
-            best_accuracy: summary.best_accuracy("student").unwrap_or(last.accuracy),
-            nll: last.nll,
-            agreement: last.agreement,
-            kl: last.kl,
-            weights_sha256: weights_digest(weights)?,
-        };
+    pub(crate) fn new(
+        spec: &RunSpec,
+        summary: Summary,
+        probed: Option<&ProbeReport>,
+        weights: &Tensors,
+        machine: Machine,
+    ) -> Result<Self> {
+        let samples = spec.probe.as_ref().map_or(spec.data.test, |probe| probe.data.test);
+        let result = RunResult::new(samples, &summary, probed, weights_digest(weights)?)?;
         let version = env!("CARGO_PKG_VERSION").to_string();
         Ok(Self { id: spec.id(), spec: spec.clone(), version, epochs: summary.epochs, result, machine })
     }
@@ -168,6 +174,34 @@ impl Record {
         let epochs = self.epochs.iter().zip(&self.machine.seconds).filter(|(epoch, _)| Some(&epoch.phase) == last);
         let (count, sum) = epochs.fold((0, 0.0), |(count, sum), (_, seconds)| (count + 1, sum + seconds));
         sum / f64::from(count.max(1))
+    }
+}
+
+impl RunResult {
+    fn new(samples: usize, summary: &Summary, probed: Option<&ProbeReport>, weights_sha256: String) -> Result<Self> {
+        let own = summary.last("student");
+        let mut measures = probed.map(|probed| probed.measures.clone()).unwrap_or_default();
+        if let Some(last) = summary.epochs.last() {
+            let others = last.evaluations.iter().filter(|(name, _)| *name != "student");
+            measures.extend(others.map(|(name, evaluation)| (name.clone(), evaluation.accuracy)));
+        }
+        let linear = measures.get("linear").copied();
+        let (agreement, kl) = (own.and_then(|own| own.agreement), own.and_then(|own| own.kl));
+        let (samples, accuracy, best_accuracy, nll) = match (linear, own) {
+            (Some(accuracy), own) => {
+                measures.extend(own.map(|own| ("classifier".to_string(), own.accuracy)));
+                (samples, accuracy, accuracy, measures.get("linear-nll").copied().unwrap_or(0.0))
+            }
+            (None, Some(own)) => {
+                let best = summary.best_accuracy("student").unwrap_or(own.accuracy);
+                (own.samples, own.accuracy, best, own.nll)
+            }
+            (None, None) => {
+                let message = "no classifier was trained: a `probe` with a linear classifier would judge the network";
+                return Err(Error::Failed(message.into()));
+            }
+        };
+        Ok(Self { samples, accuracy, best_accuracy, nll, agreement, kl, measures, weights_sha256 })
     }
 }
 

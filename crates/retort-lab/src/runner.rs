@@ -1,21 +1,24 @@
 //! Runs what a plan lacks, side by side, and goes on where it was cut off.
 
-use crate::plan::{Plan, RunSpec, Splits};
+use crate::measures::beside_teachers;
+use crate::plan::{NUMERICS, Plan, ProbeSpec, RunSpec};
 use crate::progress::Ui;
 use crate::record::{Machine, Record, weights_digest};
+use crate::run::{RunData, phases, test_views, trained};
+use crate::splits::DataSets;
 use crate::table::Records;
 use crate::{Error, Result};
 use candle_core::Device;
 use rayon::ThreadPoolBuilder;
 use retort_datasets::ViewConfig;
-use retort_models::ModelConfig;
-use retort_nn::{Checkpoint, Decay, Network, ScheduleConfig, Seed};
-use retort_trainers::engine::{BatchPlan, CheckpointPolicy, Identity, Observer, Phase, Trainer};
-use retort_trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
+use retort_nn::{Checkpoint, Seed};
+use retort_trainers::Trained;
+use retort_trainers::engine::{CheckpointPolicy, Observer, Trainer};
+use retort_trainers::probe::{ProbeData, ProbeReport, probe};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Images in a batch of the evaluation; it changes no number.
@@ -53,6 +56,23 @@ impl Layout {
     #[must_use]
     pub fn features(&self, id: &str) -> PathBuf {
         self.root.join("features").join(format!("{id}.json"))
+    }
+
+    /// What teachers said about training rows, for runs that share them.
+    #[must_use]
+    pub fn teacher_outputs(&self) -> PathBuf {
+        // What changes the numbers of a pass without changing weights or rows.
+        let program = format!("numerics-{NUMERICS}-{:?}", retort_kernels::instruction_set()).to_lowercase();
+        self.root.join("teacher-outputs").join(program)
+    }
+
+    /// Removes what teachers said.
+    pub(crate) fn forget_teacher_outputs(&self) -> Result<()> {
+        let folder = self.root.join("teacher-outputs");
+        match folder.is_dir() {
+            true => std::fs::remove_dir_all(&folder).map_err(|e| Error::file(&folder, format!("cannot remove: {e}"))),
+            false => Ok(()),
+        }
     }
 
     /// State of a run that is not finished.
@@ -127,8 +147,8 @@ impl Default for Resources {
 pub struct Runner<'a> {
     /// Where files go.
     pub layout: Layout,
-    /// The rows that all specifications are about.
-    pub splits: &'a Splits,
+    /// The rows that the specifications are about.
+    pub data: &'a DataSets,
     /// How much of the machine to use.
     pub resources: Resources,
     /// Raised by Ctrl-C.
@@ -152,48 +172,28 @@ impl Runner<'_> {
     /// [`Error::Interrupted`], or a request that cannot be carried out (a checkpoint of another shape, an unreadable file).
     /// A run that fails on its own account does not stop the others.
     pub fn run(&self, plan: &Plan) -> Result<Outcome> {
-        let labelled = |spec: &RunSpec, label: String| (spec.id(), label, spec.clone());
-        let teachers: BTreeMap<_, _> = plan
-            .teachers
-            .iter()
-            .map(|t| labelled(t, format!("teacher {}", t.model)))
-            .map(|item| (item.0.clone(), item))
-            .collect();
-        let pair = |index: usize| {
-            if plan.teachers.len() > 1 { format!("{} ", plan.teachers[index].model) } else { String::new() }
+        let models: BTreeMap<usize, &str> =
+            plan.teachers.iter().map(|teacher| (teacher.pair, teacher.spec.model.as_str())).collect();
+        let pair = |index: usize| match models.get(&index) {
+            Some(model) if models.len() > 1 => format!("{model} "),
+            _ => String::new(),
         };
-        let mut seen = Vec::new();
-        let mut students = Vec::new();
-        for run in &plan.runs {
-            let item = labelled(&run.spec, format!("{}{}, seed {}", pair(run.pair), run.method, run.seed));
-            if !seen.contains(&item.0) {
-                seen.push(item.0.clone());
-                students.push(item);
-            }
-        }
-        let ui = Ui::new(teachers.len() + students.len());
-        let mut outcome = Outcome { records: Records::new(), failures: Vec::new() };
-        let result = self
-            .batch(teachers.into_values().collect(), &ui, &mut outcome)
-            .and_then(|()| self.batch(students, &ui, &mut outcome));
-        ui.clear();
-        result.map(|()| outcome)
+        let teachers = plan.teachers.iter().map(|run| (&run.spec, format!("{} {}", run.method, run.spec.model)));
+        let students = plan.runs.iter().map(|run| {
+            let label = format!("{}{}, seed {}", pair(run.pair), run.method, run.seed);
+            (&run.spec, label)
+        });
+        self.all(teachers.chain(students).collect())
     }
 
-    /// Runs one specification (its teacher first, if it is not finished), with all threads.
+    /// Runs one specification (its teachers first, if they are not finished), with all threads.
     ///
     /// # Errors
     ///
     /// As [`Runner::run`], and [`Error::Failed`] if the run fails.
     pub fn one(&self, spec: &RunSpec) -> Result<Record> {
-        let ui = Ui::new(1 + usize::from(spec.teacher.is_some()));
-        let mut outcome = Outcome { records: Records::new(), failures: Vec::new() };
-        let queue = |spec: &RunSpec| vec![(spec.id(), format!("{} {}", spec.model, spec.id()), spec.clone())];
-        if let Some(teacher) = &spec.teacher {
-            self.batch(queue(teacher), &ui, &mut outcome)?;
-        }
-        self.batch(queue(spec), &ui, &mut outcome)?;
-        ui.clear();
+        let label = |spec: &RunSpec| format!("{} {}", spec.model, spec.id());
+        let mut outcome = self.all(spec.with_teachers().into_iter().map(|spec| (spec, label(spec))).collect())?;
         match outcome.failures.first() {
             Some((id, reason)) => Err(Error::Failed(format!("run {id}: {reason}"))),
             None => outcome
@@ -201,6 +201,25 @@ impl Runner<'_> {
                 .remove(&spec.id())
                 .ok_or_else(|| Error::Failed(format!("run {} left no record", spec.id()))),
         }
+    }
+
+    /// Runs specifications, each once, those without teachers first.
+    fn all(&self, wanted: Vec<(&RunSpec, String)>) -> Result<Outcome> {
+        let mut due: Vec<(String, String, RunSpec)> = Vec::new();
+        for (spec, label) in wanted {
+            let id = spec.id();
+            if !due.iter().any(|(known, ..)| *known == id) {
+                due.push((id, label, spec.clone()));
+            }
+        }
+        let ui = Ui::new(due.len());
+        let mut outcome = Outcome { records: Records::new(), failures: Vec::new() };
+        for depth in 0..=due.iter().map(|(.., spec)| spec.depth()).max().unwrap_or(0) {
+            let level = due.iter().filter(|(.., spec)| spec.depth() == depth).cloned().collect();
+            self.batch(level, &ui, &mut outcome)?;
+        }
+        ui.clear();
+        Ok(outcome)
     }
 
     /// Runs a queue with `jobs` workers of equal numbers of threads.
@@ -273,56 +292,36 @@ impl Runner<'_> {
         side_by_side: usize,
     ) -> Result<Record> {
         let id = spec.id();
-        let model = self.splits.model();
-        let teacher = spec.teacher.as_deref().map(|teacher| self.teacher(teacher, &model)).transpose()?;
-        let seed = Seed::root(spec.seed);
-        let objective = Offline::new(&OfflineConfig {
-            student: &spec.model,
-            model,
-            losses: &spec.losses,
-            teacher,
-            train_labels: self.splits.train.labels(),
-            seed,
-            device: Device::Cpu,
-        })?;
-        let phase = |name: String, epochs: usize, schedule: ScheduleConfig, objective: Offline| Phase {
-            name,
-            epochs,
-            plan: BatchPlan {
-                batch_size: spec.batch_size,
-                sampling: spec.batches,
-                views: vec![ViewConfig::new(spec.augmentation.clone())],
-            },
-            transform: Box::new(Identity),
-            optimizer: spec.optimizer.clone(),
-            schedule,
-            objective: Box::new(objective),
-        };
-        let constant = |lr: Option<f64>| ScheduleConfig {
-            lr: lr.unwrap_or(spec.schedule.lr),
-            warmup_epochs: 0,
-            decay: Decay::Constant,
-        };
-        let init = objective.init_phases()?.into_iter();
-        let mut phases: Vec<Phase> =
-            init.map(|(name, init, objective)| phase(name, init.epochs, constant(init.lr), objective)).collect();
-        phases.push(phase("train".into(), spec.epochs, spec.schedule.clone(), objective));
+        let data = RunData::of(spec, self.data)?;
+        let mut teachers = spec.teachers().map(|teacher| self.trained(teacher)).collect::<Result<Vec<_>>>()?;
+        for (trained, teacher) in teachers.iter_mut().zip(spec.teachers()) {
+            // Agreement of classifiers means nothing between other classes, nor beside a probe's accuracy.
+            let rows = |spec: &RunSpec| Ok::<_, Error>(self.data.find(&spec.data)?.train.class_names().to_vec());
+            trained.classifies &= spec.probe.is_none() && rows(spec)? == rows(teacher)?;
+        }
+        let mut phases = phases(spec, &data, &teachers, Some(self.layout.teacher_outputs()))?;
         let checkpoint = self.layout.checkpoint(&id);
         let trainer = Trainer {
-            train: &self.splits.train,
-            test: &self.splits.test,
-            seed,
+            train: &data.train,
+            test: &data.test,
+            seed: Seed::root(spec.seed),
             device: Device::Cpu,
+            test_views: test_views(spec),
             eval_batch_size: EVAL_BATCH,
-            evaluate_every: spec.evaluate_every,
+            evaluate_every: spec.evaluate_every.max(1),
             bounds: spec.bounds,
             checkpoint: Some(CheckpointPolicy { path: checkpoint.clone(), every: SAVE_EVERY, fingerprint: id.clone() }),
             stop: self.stop,
         };
         let summary = trainer.run(&mut phases, observer)?;
-        let weights = student_weights(phases[phases.len() - 1].objective.as_ref())?;
+        let last = phases.last().ok_or_else(|| Error::Failed("a system without a phase".into()))?;
+        let weights = last.objective.weights()?;
+        let student = trained(spec, &data, weights.clone());
+        let probed = spec.probe.as_ref().map(|probe| self.probed(spec, probe, &student)).transpose()?;
+        let measures = beside_teachers(spec, &data, &student, &teachers)?;
         let machine = Machine::here(summary.seconds.clone(), threads, side_by_side);
-        let record = Record::new(spec, summary, &weights, machine)?;
+        let mut record = Record::new(spec, summary, probed.as_ref(), &weights, machine)?;
+        record.result.measures.extend(measures);
         // Weights before the record: a record says that the run is finished.
         let meta = serde_json::json!({ "run": id, "model": spec.model });
         Checkpoint { tensors: weights, meta }.save(&self.layout.weights(&id))?;
@@ -332,20 +331,30 @@ impl Runner<'_> {
         Ok(record)
     }
 
-    /// The frozen network of a finished run; its weights must be those that the record speaks of.
-    fn teacher(&self, spec: &RunSpec, model: &ModelConfig) -> Result<Arc<dyn Network>> {
+    /// Judges the network of a finished run.
+    fn probed(&self, spec: &RunSpec, settings: &ProbeSpec, student: &Trained) -> Result<ProbeReport> {
+        let rows = self.data.find(&settings.data)?;
+        let view = ViewConfig { modality: spec.modality, ..ViewConfig::default() };
+        let rows = ProbeData { train: &rows.train, test: &rows.test, view };
+        let seed = Seed::root(spec.seed).child("probe");
+        Ok(probe(student.network(&Device::Cpu)?.as_ref(), rows, &settings.config, seed, &Device::Cpu)?)
+    }
+
+    /// What a finished run left; its weights must be those that the record speaks of.
+    fn trained(&self, spec: &RunSpec) -> Result<Trained> {
         let (id, path) = (spec.id(), self.layout.weights(&spec.id()));
         let record = self.layout.finished(&id)?;
         let record = record.ok_or_else(|| Error::Failed(format!("the teacher's run {id} is not finished")))?;
         let weights = Checkpoint::load(&path)?.tensors;
-        let network = frozen(&spec.model, model, weights.clone(), &Device::Cpu).map_err(|e| Error::file(&path, e))?;
         let found = weights_digest(&weights)?;
         if found != record.result.weights_sha256 {
             let message =
                 format!("the teacher's weights have digest {found}, its record says {}", record.result.weights_sha256);
             return Err(Error::file(&path, message));
         }
-        Ok(Arc::from(network))
+        let trained = trained(spec, &RunData::of(spec, self.data)?, weights);
+        trained.network(&Device::Cpu).map_err(|e| Error::file(&path, e))?;
+        Ok(trained)
     }
 }
 

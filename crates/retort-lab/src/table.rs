@@ -8,6 +8,7 @@ use crate::stats::{Sample, paired};
 use crate::tune::Weights;
 use crate::{Error, Result};
 use retort_nn::write_atomically;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,6 +18,28 @@ pub type Records = BTreeMap<String, Record>;
 const HEADINGS: [&str; 8] =
     ["method", "seeds", "accuracy %", "vs baseline", "agreement %", "KL to teacher", "s/epoch", "published %"];
 
+/// A column beside the usual ones.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measure {
+    /// A measure of the record, for example `knn-1`, or `term:NAME` for a term's mean over the last epoch.
+    pub name: String,
+    /// Heading.
+    pub label: String,
+    /// What values are multiplied with: 100 for measures, which are shares, and 1 for terms, where absent.
+    pub scale: Option<f64>,
+}
+
+impl Measure {
+    fn of(&self, record: &Record) -> Option<f64> {
+        let (value, usual) = match self.name.strip_prefix("term:") {
+            Some(term) => (record.epochs.last()?.terms.get(term), 1.0),
+            None => (record.result.measures.get(&self.name), 100.0),
+        };
+        Some(value? * self.scale.unwrap_or(usual))
+    }
+}
+
 /// A benchmark table with one section a pair.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -24,6 +47,8 @@ pub struct Table {
     pub title: String,
     /// What was run and how to read it, a sentence each.
     pub notes: Vec<String>,
+    /// Columns behind the usual ones.
+    pub measures: Vec<Measure>,
     /// One per pair of networks.
     pub sections: Vec<Section>,
 }
@@ -60,6 +85,8 @@ pub struct Row {
     pub seconds: Option<Sample>,
     /// The published figure.
     pub published: Cell,
+    /// Of the columns behind the usual ones.
+    pub measures: Vec<Option<Sample>>,
 }
 
 impl Table {
@@ -71,8 +98,8 @@ impl Table {
     pub fn new(loaded: &Loaded, plan: &Plan, records: &Records) -> Result<Self> {
         let (_, profile) = loaded.profile(Some(&plan.profile))?;
         let published = loaded.published.as_ref();
-        let data = &plan.teachers[0].data;
-        let same = same_protocol(loaded, profile, data);
+        let measures: Vec<Measure> = loaded.manifest.measures.iter().map(|m| m.as_ref().clone()).collect();
+        let same = plan.runs.first().is_some_and(|run| same_protocol(loaded, profile, &run.spec.data));
         // A row whose losses the profile replaces, or that has an optimiser or batches of its own, is not the published one either.
         let cell = |method: Option<&str>, teacher: &str, student: &str, replaced: bool| {
             published.map_or(Cell::None, |p| p.cell(method, teacher, student, same && !replaced))
@@ -81,10 +108,10 @@ impl Table {
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
             let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
             let other_rate = !same_rate(loaded, profile, pair);
-            let mut rows = vec![teacher_row(
-                records.get(&plan.teachers[index].id()),
-                cell(Some(TEACHER), teacher, student, false),
-            )];
+            let mut rows = teacher_rows(loaded, plan, index, records, &measures);
+            if let Some(plain) = rows.iter_mut().find(|row| row.id == TEACHER) {
+                plain.published = cell(Some(TEACHER), teacher, student, false);
+            }
             let runs =
                 |id: &str| plan.runs.iter().filter(|run| run.pair == index && run.method == id).collect::<Vec<_>>();
             let baseline = accuracies(&runs(loaded.manifest.baseline.as_ref()), records);
@@ -98,10 +125,15 @@ impl Table {
                 let replaced = other_rate
                     || method.optimizer.is_some()
                     || method.batches.is_some()
+                    || method.epochs.is_some()
+                    || method.augmentation.is_some()
+                    || method.teacher_augmentation.is_some()
+                    || method.ensemble.is_some()
                     || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
                 let published = method.published.as_ref().map(|name| name.as_ref().as_str());
                 let cell = cell(published, teacher, student, replaced);
-                let mut row = method_row(id, &method.label, &runs, records, cell);
+                let mut row = row(id, &method.label, &runs, records, &measures);
+                row.published = cell;
                 if id != loaded.manifest.baseline.as_ref() {
                     row.difference = Sample::of(&paired(&accuracies(&runs, records), &baseline));
                 }
@@ -110,7 +142,13 @@ impl Table {
             sections.push(Section { teacher: teacher.clone(), student: student.clone(), rows });
         }
         let title = format!("{} [profile {}]", loaded.manifest.title, plan.profile);
-        Ok(Self { title, notes: notes(loaded, plan, profile, records, published)?, sections })
+        Ok(Self { title, notes: notes(loaded, plan, profile, records, published)?, measures, sections })
+    }
+
+    /// Headings of the columns.
+    fn headings(&self) -> Vec<String> {
+        let more = self.measures.iter().map(|measure| measure.label.clone());
+        HEADINGS.into_iter().map(String::from).chain(more).collect()
     }
 
     /// For a terminal.
@@ -120,11 +158,11 @@ impl Table {
         for section in &self.sections {
             text += &format!("\n{} -> {}\n", section.teacher, section.student);
             let mut table = comfy_table::Table::new();
-            table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(HEADINGS);
+            table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(self.headings());
             for row in &section.rows {
                 table.add_row(row.cells());
             }
-            for column in 1..HEADINGS.len() {
+            for column in 1..self.headings().len() {
                 if let Some(column) = table.column_mut(column) {
                     column.set_cell_alignment(comfy_table::CellAlignment::Right);
                 }
@@ -141,10 +179,10 @@ impl Table {
         let mut text = format!("# {}\n", self.title);
         for section in &self.sections {
             text += &format!("\n## {} -> {}\n\n", section.teacher, section.student);
-            text += &line(HEADINGS.map(String::from).to_vec());
-            text += "|---|---:|---:|---:|---:|---:|---:|---:|\n";
+            text += &line(self.headings());
+            text += &format!("|---|{}\n", "---:|".repeat(self.headings().len() - 1));
             for row in &section.rows {
-                text += &line(row.cells().map(|cell| cell.replace('|', "\\|")).to_vec());
+                text += &line(row.cells().iter().map(|cell| cell.replace('|', "\\|")).collect());
             }
         }
         text + "\n" + &self.notes.iter().map(|note| format!("{note}\n")).collect::<String>()
@@ -157,12 +195,16 @@ impl Table {
             |cells: Vec<String>| format!("{} \\\\\n", cells.iter().map(|c| escape(c)).collect::<Vec<_>>().join(" & "));
         let mut text = format!("% {}\n", self.title);
         for section in &self.sections {
-            text +=
-                &format!("% {} -> {}\n\\begin{{tabular}}{{lrrrrrrr}}\n\\toprule\n", section.teacher, section.student);
-            text += &line(HEADINGS.map(String::from).to_vec());
+            text += &format!(
+                "% {} -> {}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n",
+                section.teacher,
+                section.student,
+                "r".repeat(self.headings().len() - 1)
+            );
+            text += &line(self.headings());
             text += "\\midrule\n";
             for row in &section.rows {
-                text += &line(row.cells().to_vec());
+                text += &line(row.cells());
             }
             text += "\\bottomrule\n\\end{tabular}\n";
         }
@@ -177,7 +219,9 @@ impl Table {
     pub fn csv(&self) -> Result<String> {
         let mut writer = csv::Writer::from_writer(Vec::new());
         let failed = |e: &dyn std::fmt::Display| Error::Failed(format!("csv: {e}"));
-        writer.write_record(CSV_HEADINGS).map_err(|e| failed(&e))?;
+        let more = self.measures.iter().flat_map(|m| [format!("{}_mean", m.name), format!("{}_std", m.name)]);
+        let headings: Vec<String> = CSV_HEADINGS.into_iter().map(String::from).chain(more).collect();
+        writer.write_record(headings).map_err(|e| failed(&e))?;
         for section in &self.sections {
             for row in &section.rows {
                 writer.write_record(row.numbers(&section.teacher, &section.student)).map_err(|e| failed(&e))?;
@@ -193,11 +237,38 @@ impl Table {
     ///
     /// Names the file and what the system said.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        for (name, text) in [("table.md", self.markdown()), ("table.csv", self.csv()?), ("table.tex", self.latex())] {
-            write_atomically(&folder.join(name), text.as_bytes())?;
-        }
-        Ok(())
+        write(folder, &self.markdown(), &self.csv()?, &self.latex())
     }
+
+    /// Several tables as one report: Markdown, CSV and LaTeX, the tables one behind the other.
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::csv`].
+    pub fn report(title: &str, tables: &[&Self]) -> Result<[String; 3]> {
+        let below = |table: &&Self| table.markdown().replace("\n## ", "\n### ").replacen("# ", "## ", 1);
+        let markdown = format!("# {title}\n\n{}", tables.iter().map(below).collect::<Vec<_>>().join("\n"));
+        let csv = tables.iter().map(|table| table.csv()).collect::<Result<Vec<_>>>()?.join("\n");
+        let latex = tables.iter().map(|table| table.latex()).collect::<Vec<_>>().join("\n");
+        Ok([markdown, csv, latex])
+    }
+
+    /// Writes several tables as one report, in the files of [`Table::save`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Table::save`].
+    pub fn save_all(title: &str, tables: &[&Self], folder: &Path) -> Result<()> {
+        let [markdown, csv, latex] = Self::report(title, tables)?;
+        write(folder, &markdown, &csv, &latex)
+    }
+}
+
+fn write(folder: &Path, markdown: &str, csv: &str, latex: &str) -> Result<()> {
+    for (name, text) in [("table.md", markdown), ("table.csv", csv), ("table.tex", latex)] {
+        write_atomically(&folder.join(name), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 const CSV_HEADINGS: [&str; 18] = [
@@ -222,7 +293,7 @@ const CSV_HEADINGS: [&str; 18] = [
 ];
 
 impl Row {
-    fn cells(&self) -> [String; HEADINGS.len()] {
+    fn cells(&self) -> Vec<String> {
         let (finished, planned) = self.finished;
         let seeds =
             if finished == planned { finished.to_string() } else { format!("{finished} of {planned} finished") };
@@ -237,10 +308,15 @@ impl Row {
         };
         let seconds = self.seconds.map_or("-".into(), |s| format!("{:.1}", s.mean));
         let (label, accuracy) = (self.label.clone(), plus_minus(self.accuracy, 2));
-        [label, seeds, accuracy, difference, plus_minus(self.agreement, 2), plus_minus(self.kl, 4), seconds, published]
+        let (agreement, kl) = (plus_minus(self.agreement, 2), plus_minus(self.kl, 4));
+        let usual = [label, seeds, accuracy, difference, agreement, kl, seconds, published];
+        // Terms may be small: four digits say more than two decimals.
+        let digits = |sample: &Sample| if sample.mean.abs() < 1.0 { 4 } else { 2 };
+        let more = self.measures.iter().map(|sample| plus_minus(*sample, sample.as_ref().map_or(2, digits)));
+        usual.into_iter().chain(more).collect()
     }
 
-    fn numbers(&self, teacher: &str, student: &str) -> [String; CSV_HEADINGS.len()] {
+    fn numbers(&self, teacher: &str, student: &str) -> Vec<String> {
         let number = |x: Option<f64>| x.map(|x| format!("{x:.6}")).unwrap_or_default();
         let mean = |s: Option<Sample>| number(s.map(|s| s.mean));
         let std = |s: Option<Sample>| number(s.and_then(|s| s.std));
@@ -249,7 +325,7 @@ impl Row {
             Cell::OtherProtocol => (None, "other protocol"),
             Cell::Value(value) => (Some(value), ""),
         };
-        [
+        let usual: [String; CSV_HEADINGS.len()] = [
             teacher.to_string(),
             student.to_string(),
             self.id.clone(),
@@ -268,7 +344,8 @@ impl Row {
             number(published),
             note.to_string(),
             self.label.clone(),
-        ]
+        ];
+        usual.into_iter().chain(self.measures.iter().flat_map(|sample| [mean(*sample), std(*sample)])).collect()
     }
 }
 
@@ -287,7 +364,8 @@ fn accuracies(runs: &[&PlannedRun], records: &Records) -> Vec<(u64, f64)> {
     runs.iter().filter_map(|run| Some((run.seed, 100.0 * records.get(&run.spec.id())?.result.accuracy))).collect()
 }
 
-fn method_row(id: &str, label: &str, runs: &[&PlannedRun], records: &Records, published: Cell) -> Row {
+/// Averages over the finished runs.
+fn row(id: &str, label: &str, runs: &[&PlannedRun], records: &Records, measures: &[Measure]) -> Row {
     let found: Vec<&Record> = runs.iter().filter_map(|run| records.get(&run.spec.id())).collect();
     let over = |f: &dyn Fn(&Record) -> Option<f64>| Sample::of(&found.iter().filter_map(|r| f(r)).collect::<Vec<_>>());
     Row {
@@ -298,24 +376,28 @@ fn method_row(id: &str, label: &str, runs: &[&PlannedRun], records: &Records, pu
         difference: None,
         agreement: over(&|r| Some(100.0 * r.result.agreement?)),
         kl: over(&|r| r.result.kl),
-        seconds: over(&|r| Some(r.seconds_per_epoch())),
-        published,
+        seconds: over(&|r| (!r.epochs.is_empty()).then(|| r.seconds_per_epoch())),
+        published: Cell::None,
+        measures: measures.iter().map(|measure| over(&|r| measure.of(r))).collect(),
     }
 }
 
-fn teacher_row(record: Option<&Record>, published: Cell) -> Row {
-    let over = |f: &dyn Fn(&Record) -> f64| record.and_then(|r| Sample::of(&[f(r)]));
-    Row {
-        id: TEACHER.into(),
-        label: TEACHER.into(),
-        finished: (usize::from(record.is_some()), 1),
-        accuracy: over(&|r| 100.0 * r.result.accuracy),
-        difference: None,
-        agreement: None,
-        kl: None,
-        seconds: over(&|r| r.seconds_per_epoch()),
-        published,
-    }
+/// A row for every kind of teacher of a pair. Its agreement with the network that it starts from is nobody's question.
+fn teacher_rows(loaded: &Loaded, plan: &Plan, pair: usize, records: &Records, measures: &[Measure]) -> Vec<Row> {
+    let teachers: Vec<&PlannedRun> = plan.teachers.iter().filter(|run| run.pair == pair).collect();
+    let mut ids: Vec<&str> = Vec::new();
+    teachers.iter().for_each(|run| {
+        if !ids.contains(&run.method.as_str()) {
+            ids.push(&run.method)
+        }
+    });
+    let of = |id: &str| {
+        let runs: Vec<&PlannedRun> = teachers.iter().filter(|run| run.method == id).copied().collect();
+        let config = loaded.manifest.teachers.iter().find(|config| config.id.as_ref() == id);
+        let label = config.map_or(TEACHER, |config| &config.label);
+        Row { agreement: None, kl: None, ..row(id, label, &runs, records, measures) }
+    };
+    ids.into_iter().map(of).collect()
 }
 
 /// What the weights of distances between feature laws multiply.
@@ -352,7 +434,7 @@ fn notes(
     records: &Records,
     published: Option<&Published>,
 ) -> Result<Vec<String>> {
-    let data = &plan.teachers[0].data;
+    let Some(data) = plan.runs.first().map(|run| &run.spec.data) else { return Ok(vec![profile.about.clone()]) };
     let mut notes = vec![
         profile.about.clone(),
         format!(
@@ -366,6 +448,14 @@ fn notes(
             loaded.manifest.baseline.as_ref()
         ),
     ];
+    notes.extend(profile.probe.as_ref().map(|probe| {
+        let config = serde_json::to_string(probe.config.as_ref()).unwrap_or_default();
+        let of = plan.runs.iter().find_map(|run| run.spec.probe.as_ref()).map_or(0, |probe| probe.data.train);
+        format!(
+            "Every network is judged by classifiers on its frozen embedding, trained on {of} labelled images ({config}): \
+             \"accuracy\" is the linear classifier's."
+        )
+    }));
     if profile.tuning.is_some() {
         notes.push(Weights::read(loaded, &plan.profile)?.note(loaded));
     }

@@ -1,8 +1,9 @@
 //! Choosing the weights of losses on held-out training images.
 
 use crate::manifest::{Loaded, MethodConfig};
-use crate::plan::{Plan, Selection, Splits};
+use crate::plan::{Plan, Selection};
 use crate::source::Source;
+use crate::splits::ProfileData;
 use crate::table::Records;
 use crate::{Error, Result};
 use retort_losses::LossConfig;
@@ -85,7 +86,7 @@ fn path(loaded: &Loaded, profile: &str) -> PathBuf {
 pub(crate) struct Search {
     profile: String,
     weights: Vec<f64>,
-    splits: Splits,
+    data: ProfileData,
     plan: Plan,
 }
 
@@ -95,7 +96,7 @@ impl Search {
     /// # Errors
     ///
     /// A profile without `tuning`, no row that is tuned, or what [`Plan::new`] refuses.
-    pub(crate) fn new(loaded: &Loaded, profile: &str, splits: &Splits) -> Result<Self> {
+    pub(crate) fn new(loaded: &Loaded, profile: &str, data: &ProfileData) -> Result<Self> {
         let (name, config) = loaded.profile(Some(profile))?;
         let only: Vec<String> =
             loaded.manifest.methods.iter().filter(|row| row.tune).map(|row| row.id.as_ref().clone()).collect();
@@ -103,23 +104,23 @@ impl Search {
             let message = format!("profile `{name}` has no `tuning`, or no row says `tune = true`: nothing to choose");
             return Err(Error::file(&loaded.source.path, message));
         };
-        let splits = splits.validation(*held_out.as_ref())?;
+        let data = data.validation(*held_out.as_ref())?;
         let selection = Selection { only, seeds: Some(tuning.as_ref().seeds) };
         let weights = tuning.as_ref().weights.clone();
         let mut plan: Option<Plan> = None;
         for &weight in &weights {
-            let part = Plan::with_weights(loaded, profile, &splits, &selection, &Weights::all(loaded, weight))?;
+            let part = Plan::with_weights(loaded, profile, &data, &selection, &Weights::all(loaded, weight))?;
             match &mut plan {
                 None => plan = Some(part),
                 Some(plan) => plan.runs.extend(part.runs),
             }
         }
         let plan = plan.ok_or_else(|| Error::request("`tuning` names no weight"))?;
-        Ok(Self { profile: name.to_string(), weights, splits, plan })
+        Ok(Self { profile: name.to_string(), weights, data, plan })
     }
 
-    pub(crate) fn splits(&self) -> &Splits {
-        &self.splits
+    pub(crate) fn data(&self) -> &ProfileData {
+        &self.data
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -135,7 +136,7 @@ impl Search {
         failures: &[(String, String)],
     ) -> Result<(PathBuf, String)> {
         let seeds = self.plan.runs.iter().map(|run| run.seed).max().unwrap_or(1);
-        let data = self.splits.spec();
+        let data = self.data.students.spec();
         let mut text = format!(
             "# Weights chosen by `cargo xtask tune {} --profile {}`: accuracy in % on {} held-out of {} training images of\n\
              # {}, mean over pairs and seeds 1 to {seeds}.\n[weights]\n",

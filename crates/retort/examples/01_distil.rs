@@ -2,8 +2,8 @@
 
 use candle_core::Device;
 use retort::datasets::{Dataset, Sampling, Split, ViewConfig};
-use retort::losses::LossConfig;
 use retort::losses::output::{CeConfig, KdConfig};
+use retort::losses::{EnsembleRule, LossConfig};
 use retort::models::ModelConfig;
 use retort::nn::{Decay, Network, OptimizerConfig, ScheduleConfig, Seed};
 use retort::trainers::engine::{BatchPlan, Identity, Phase, Silent, Summary, Trainer};
@@ -46,7 +46,8 @@ fn run(
         student: model,
         model: MODEL,
         losses,
-        teacher,
+        teachers: teacher.into_iter().collect(),
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed,
         device: device.clone(),
@@ -66,6 +67,7 @@ fn run(
         test,
         seed,
         device: device.clone(),
+        test_views: vec![ViewConfig::default()],
         eval_batch_size: 120,
         evaluate_every: 1,
         bounds: false,

@@ -41,6 +41,29 @@ fn a_count_takes_the_first_rows_and_a_seed_draws_them() {
 }
 
 #[test]
+fn parts_behind_each_other_share_no_row() {
+    let all = digits();
+    for seed in ["", r#", "seed": 7"#] {
+        let part = |text: &str| all.subset(&config(&format!("{{{text}{seed}}}"))).unwrap();
+        let (first, second) = (part(r#""count": 200"#), part(r#""skip": 200, "count": 300"#));
+        assert_eq!(second.class_counts(), vec![30; 10]);
+        let (first, second) = (rows(&first), rows(&second));
+        // Equal images of one class would be no mistake, but there are none among the digits.
+        assert!(second.iter().all(|row| !first.contains(row)), "{seed}");
+        let rest = part(r#""skip": 200"#);
+        assert_eq!(rest.len(), all.len() - 200);
+        assert!(second.iter().all(|row| rows(&rest).contains(row)));
+    }
+    let half = all.subset(&config(r#"{"skip": 200, "fraction": 0.5}"#)).unwrap();
+    let left: Vec<usize> = all.class_counts().iter().map(|n| ((n - 20) as f64 * 0.5).round() as usize).collect();
+    assert_eq!(half.class_counts(), left);
+    for wrong in [r#"{"skip": 0}"#, r#"{"skip": 7}"#, r#"{"skip": 100000}"#, r#"{"skip": 1000, "count": 900}"#] {
+        let text = all.subset(&config(wrong)).unwrap_err().to_string();
+        assert!(text.contains("multiple of the 10 classes") || text.contains("rows of class"), "{wrong}: {text}");
+    }
+}
+
+#[test]
 fn more_of_a_class_keeps_what_was_drawn_before() {
     let all = digits();
     let drawn =

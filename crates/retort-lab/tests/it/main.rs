@@ -7,6 +7,7 @@ mod committed;
 mod data;
 mod docs;
 mod runs;
+mod systems;
 mod tuning;
 mod validation;
 mod weights;

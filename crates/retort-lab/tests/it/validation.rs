@@ -1,13 +1,13 @@
 //! Training images that are held out where settings are chosen.
 
 use super::{Lab, TINY};
-use retort_datasets::{Sources, SubsetConfig};
-use retort_lab::plan::Splits;
+use retort_datasets::{Modality, Sources, SubsetConfig};
+use retort_lab::splits::{DataSpec, Splits, Wanted};
 use std::collections::BTreeSet;
 
 fn digits(train: Option<usize>, test: Option<usize>) -> retort_lab::Result<Splits> {
     let train = SubsetConfig { count: train, ..SubsetConfig::default() };
-    Splits::load("digits-8x8", None, &train, test, &Sources::default())
+    Splits::load(&Wanted { name: "digits-8x8", train, test, ..Wanted::default() }, &Sources::default())
 }
 
 fn images(data: &retort_datasets::Dataset) -> Vec<(Vec<u8>, u32)> {
@@ -27,7 +27,7 @@ fn the_last_rows_of_every_class_are_held_out() {
     // Test images do not come in.
     let test: BTreeSet<_> = images(&splits.test).into_iter().collect();
     assert!(images(&held.test).iter().all(|image| !test.contains(image)));
-    assert_eq!(held.model(), splits.model());
+    assert_eq!(held.model(Modality::Stored).unwrap(), splits.model(Modality::Stored).unwrap());
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn digests_say_which_rows_they_are_and_find_them_again() {
             assert_eq!(Splits::of(&spec, &Sources::default()).unwrap().spec(), spec);
             let json = serde_json::to_string(&spec).unwrap();
             assert_eq!(json.contains("held_out"), spec.held_out, "{json}");
-            assert_eq!(serde_json::from_str::<retort_lab::plan::DataSpec>(&json).unwrap(), spec);
+            assert_eq!(serde_json::from_str::<DataSpec>(&json).unwrap(), spec);
         }
     }
 }

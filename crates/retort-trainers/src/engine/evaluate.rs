@@ -56,13 +56,16 @@ fn said(network: &dyn Network, images: &Tensor, device: &Device) -> Result<Said>
 
 /// What a frozen teacher says about the test set never changes, so it is computed once.
 #[derive(Default)]
-pub(super) struct TeacherOutputs(BTreeMap<&'static str, Vec<Said>>);
+pub(super) struct TeacherOutputs(BTreeMap<String, Vec<Said>>);
 
 impl TeacherOutputs {
-    fn of(&mut self, name: &'static str, teacher: &dyn Network, loader: &Loader, device: &Device) -> Result<&[Said]> {
+    fn of(&mut self, name: &str, teacher: &dyn Network, loader: &Loader, device: &Device) -> Result<&[Said]> {
         if !self.0.contains_key(name) {
-            let outputs = loader.epoch(0).map(|batch| said(teacher, &batch?.images, device)).collect::<Result<_>>()?;
-            self.0.insert(name, outputs);
+            let outputs = loader.epoch(0).map(|batch| {
+                let batch = batch?;
+                said(teacher, batch.more_views.first().unwrap_or(&batch.images), device)
+            });
+            self.0.insert(name.to_string(), outputs.collect::<Result<_>>()?);
         }
         Ok(&self.0[name])
     }
@@ -75,7 +78,7 @@ pub(super) fn evaluate(
     bounds: bool,
     cache: &mut TeacherOutputs,
 ) -> Result<Evaluation> {
-    let teacher = item.teacher.map(|t| cache.of(item.name, t, loader, device)).transpose()?;
+    let teacher = item.teacher.map(|t| cache.of(&item.name, t, loader, device)).transpose()?;
     let mut metrics = Classification::new();
     let (mut embeddings, mut labels) = (Vec::new(), Vec::new());
     for (i, batch) in loader.epoch(0).enumerate() {

@@ -26,12 +26,20 @@ pub struct StepOutput {
 
 /// A network that is measured on the test set after an epoch.
 pub struct Evaluated<'a> {
-    /// For example `student`.
-    pub name: &'static str,
+    /// `student` for what the run is for; others are heads or peers of it, for example `head1`.
+    pub name: String,
     /// The network.
     pub network: &'a dyn Network,
-    /// The network that fidelity is measured against.
+    /// The network that fidelity is measured against; it sees the second view of the test set, where there is one.
     pub teacher: Option<&'a dyn Network>,
+}
+
+impl<'a> Evaluated<'a> {
+    /// What the run is for.
+    #[must_use]
+    pub fn student(network: &'a dyn Network, teacher: Option<&'a dyn Network>) -> Self {
+        Self { name: "student".into(), network, teacher }
+    }
 }
 
 /// A method: what it trains, how a batch becomes loss terms, what it keeps between steps.
@@ -66,8 +74,15 @@ pub trait Objective: Send {
         Ok(())
     }
 
-    /// Networks to evaluate.
+    /// Networks to evaluate; none where no classifier has been trained.
     fn evaluated(&self) -> Vec<Evaluated<'_>>;
+
+    /// What a finished run keeps: weights and running statistics, as copies.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a copy cannot be allocated.
+    fn weights(&self) -> Result<Tensors>;
 
     /// Everything that training changes besides the optimiser: weights, running statistics, memory banks.
     ///

@@ -6,7 +6,7 @@ use super::{Observer, Phase, Step, StepOutput, StepReport, Summary};
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
-use retort_datasets::{Batch, Dataset, Loader};
+use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, ViewConfig};
 use retort_losses::Term;
 use retort_nn::{Checkpoint, Optimizer, Seed, Tensors};
 use std::collections::BTreeMap;
@@ -35,6 +35,9 @@ pub struct Trainer<'a> {
     pub seed: Seed,
     /// Where tensors live.
     pub device: Device,
+    /// What of the test images networks see, without augmentation: students the first view, teachers the second one, where
+    /// there is one.
+    pub test_views: Vec<ViewConfig>,
     /// Images in a batch of the evaluation.
     pub eval_batch_size: usize,
     /// Evaluate every so many epochs, and always after the last one of a phase.
@@ -62,7 +65,7 @@ impl Trainer<'_> {
             let message = "`eval_batch_size` and `evaluate_every` must be at least 1, found 0".to_string();
             return Err(Error::Config { what: "trainer".into(), message });
         }
-        let test = Loader::eval(self.test.clone(), self.eval_batch_size)?;
+        let test = self.test_loader()?;
         let mut saved = self.saved()?;
         let mut progress = match &saved {
             Some(checkpoint) => self.progress_of(checkpoint)?,
@@ -78,6 +81,18 @@ impl Trainer<'_> {
             progress.epoch = 0;
         }
         Ok(progress.summary)
+    }
+
+    /// Every row once, in stored order.
+    fn test_loader(&self) -> Result<Loader> {
+        let config = LoaderConfig {
+            batch_size: self.eval_batch_size,
+            sampling: Sampling::Sequential,
+            drop_last: false,
+            views: self.test_views.clone(),
+            seed: 0,
+        };
+        Ok(Loader::new(self.test.clone(), config)?)
     }
 
     fn phase(
@@ -260,7 +275,13 @@ impl<'a> PhaseState<'a> {
             loss += term.weight * value;
             *running.terms.entry(term.name.to_string()).or_default() += value * samples as f64;
             for (part, value) in &term.parts {
-                *running.terms.entry(format!("{}.{part}", term.name)).or_default() += scalar(value)? * samples as f64;
+                let found = scalar(value)?;
+                let name = format!("{}.{part}", term.name);
+                if !found.is_finite() {
+                    // A record could not be read back.
+                    return Err(self.not_finite_part(name, found, batch, epoch, running));
+                }
+                *running.terms.entry(name).or_default() += found * samples as f64;
             }
             let total = &mut totals[usize::from(self.optimizer.splits() && !term.is_task())];
             *total = Some(match total.take() {
@@ -290,13 +311,18 @@ impl<'a> PhaseState<'a> {
         epoch: usize,
         running: &Running,
     ) -> Error {
-        let rows: Vec<String> = batch.index.iter().take(8).map(ToString::to_string).collect();
-        let samples = format!("{}{}", rows.join(", "), if batch.index.len() > 8 { ", ..." } else { "" });
-        let (phase, name) = (self.phase.name.clone(), term.name.to_string());
+        let name = term.name.to_string();
         let (term, value) = match value.is_finite() {
             true => (format!("{name}` = {value} times its weight `{}", term.weight), summand),
             false => (name, value),
         };
+        self.not_finite_part(term, value, batch, epoch, running)
+    }
+
+    fn not_finite_part(&self, term: String, value: f64, batch: &Batch, epoch: usize, running: &Running) -> Error {
+        let rows: Vec<String> = batch.index.iter().take(8).map(ToString::to_string).collect();
+        let samples = format!("{}{}", rows.join(", "), if batch.index.len() > 8 { ", ..." } else { "" });
+        let phase = self.phase.name.clone();
         Error::NotFinite { phase, epoch: epoch + 1, step: running.steps + 1, term, value, samples }
     }
 

@@ -4,8 +4,8 @@ use crate::{DIGITS, StopAfter, bytes, data, losses, phase, run};
 use candle_core::Device;
 use rand_chacha::ChaCha8Rng;
 use retort_datasets::{Batch, Sampling, ViewConfig};
-use retort_losses::{LossConfig, MapChoice};
-use retort_nn::Seed;
+use retort_losses::{EnsembleRule, LossConfig, MapChoice};
+use retort_nn::{Network, Seed};
 use retort_trainers::engine::{BatchTransform, EpochRecord, Identity, Phase, Silent};
 use retort_trainers::offline::{Offline, OfflineConfig, frozen, student_weights};
 use retort_trainers::{Error, Result};
@@ -18,16 +18,16 @@ const LOSSES: &str = r#"[{"method":"ce"},{"method":"kd"},{"method":"rkd"},{"meth
 
 fn objective(student: &str, teacher: Option<&str>, list: &str) -> Result<Offline> {
     let (train, _) = data();
-    let plain = |student, teacher, losses: &[_]| {
-        let seed = Seed::root(3);
+    let plain = |student, teachers, losses: &[_]| {
+        let (seed, ensemble) = (Seed::root(3), EnsembleRule::default());
         let (model, train_labels, device) = (DIGITS, train.labels(), Device::Cpu);
-        Offline::new(&OfflineConfig { student, model, losses, teacher, train_labels, seed, device })
+        Offline::new(&OfflineConfig { student, model, losses, teachers, ensemble, train_labels, seed, device })
     };
-    let teacher = teacher.map(|name| {
-        let start = plain(name, None, &losses(r#"[{"method":"ce"}]"#)).unwrap();
+    let teacher = teacher.map(|name| -> Arc<dyn Network> {
+        let start = plain(name, vec![], &losses(r#"[{"method":"ce"}]"#)).unwrap();
         Arc::from(frozen(name, &DIGITS, student_weights(&start).unwrap(), &Device::Cpu).unwrap())
     });
-    plain(student, teacher, &losses(list))
+    plain(student, teacher.into_iter().collect(), &losses(list))
 }
 
 /// 60 rows, 6 of each of 10 classes, in batches of 5 classes x 3: 4 steps an epoch.

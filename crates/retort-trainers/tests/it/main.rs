@@ -2,11 +2,14 @@
 
 mod batches;
 mod phases;
+mod probe;
+mod self_supervised;
+mod systems;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand_chacha::ChaCha8Rng;
 use retort_datasets::{Batch, Dataset, Sampling, Split, TransformConfig, ViewConfig};
-use retort_losses::{LossConfig, Term};
+use retort_losses::{EnsembleRule, LossConfig, Term};
 use retort_models::ModelConfig;
 use retort_nn::{Decay, Network, OptimizerConfig, ParamGroup, ScheduleConfig, Seed, Tensors};
 use retort_trainers::engine::{
@@ -56,7 +59,8 @@ fn teacher() -> Arc<dyn Network> {
         student: "resnet14",
         model: DIGITS,
         losses: &losses(r#"[{"method":"ce"}]"#),
-        teacher: None,
+        teachers: vec![],
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed: Seed::root(9),
         device: Device::Cpu,
@@ -71,7 +75,8 @@ fn student(list: &str) -> Result<Box<dyn Objective>> {
         student: "resnet8",
         model: DIGITS,
         losses: &losses(list),
-        teacher: Some(teacher()),
+        teachers: vec![teacher()],
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed: Seed::root(1),
         device: Device::Cpu,
@@ -92,6 +97,7 @@ fn run(
         test: &test,
         seed: Seed::root(1),
         device: Device::Cpu,
+        test_views: vec![ViewConfig::default()],
         eval_batch_size: 32,
         evaluate_every: 1,
         bounds: false,
@@ -239,7 +245,11 @@ impl Objective for Toy {
     }
 
     fn evaluated(&self) -> Vec<Evaluated<'_>> {
-        vec![Evaluated { name: "student", network: self.network.as_ref(), teacher: None }]
+        vec![Evaluated::student(self.network.as_ref(), None)]
+    }
+
+    fn weights(&self) -> Result<Tensors> {
+        self.state()
     }
 
     fn state(&self) -> Result<Tensors> {
@@ -311,7 +321,8 @@ fn plain_training_learns() {
         student: "resnet8",
         model: DIGITS,
         losses: &losses(r#"[{"method":"ce"}]"#),
-        teacher: None,
+        teachers: vec![],
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed: Seed::root(1),
         device: Device::Cpu,
@@ -332,7 +343,8 @@ fn a_teacher_is_asked_for_by_name() {
         student: "resnet8",
         model: DIGITS,
         losses: &losses(r#"[{"method":"kd"}]"#),
-        teacher: None,
+        teachers: vec![],
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed: Seed::root(1),
         device: Device::Cpu,

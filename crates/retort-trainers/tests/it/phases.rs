@@ -2,6 +2,7 @@
 
 use crate::{StopAfter, bytes, losses, phase, run, teacher};
 use candle_core::Device;
+use retort_losses::EnsembleRule;
 use retort_nn::{OptimizerConfig, Seed, Tensors};
 use retort_trainers::engine::{EpochRecord, Phase, Silent};
 use retort_trainers::offline::{Offline, OfflineConfig, student_weights};
@@ -16,7 +17,8 @@ fn phases(list: &str) -> Vec<Phase> {
         student: "resnet8",
         model: crate::DIGITS,
         losses: &losses(list),
-        teacher: Some(teacher()),
+        teachers: vec![teacher()],
+        ensemble: EnsembleRule::default(),
         train_labels: train.labels(),
         seed: Seed::root(1),
         device: Device::Cpu,

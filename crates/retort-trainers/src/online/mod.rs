@@ -1,0 +1,5 @@
+//! Networks that learn from each other.
+
+mod hssakd;
+
+pub use hssakd::HssakdOnlineConfig;
