@@ -1,6 +1,7 @@
 //! Self-supervised teachers: a backbone that learns from two views of every image and from no label.
 
 use crate::engine::{Evaluated, Objective, Phase, Step, StepOutput};
+use crate::state::{named, part, under};
 use crate::system::{Kind, System, SystemContext, SystemInfo, Teachers};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -245,13 +246,9 @@ fn measured(name: impl ToString, value: retort_metrics::Result<f64>) -> Result<(
 
 impl Objective for SelfSupervised {
     fn groups(&self) -> Vec<ParamGroup> {
-        let named = |prefix: &str, params: &Params, wanted: &dyn Fn(&str) -> bool| {
-            let params = params.trainable().into_iter().filter(|(name, _)| wanted(name));
-            params.map(|(name, var)| (format!("{prefix}.{name}"), var)).collect::<Vec<_>>()
-        };
-        let mut all = named("student", &self.backbone_params, &|name| self.reached.iter().any(|r| r == name));
-        all.extend(named("method", &self.method_params, &|_| true));
-        vec![ParamGroup::new(all)]
+        let reached = |name: &str| self.reached.iter().any(|r| name.strip_prefix("student.") == Some(r));
+        let student = named("student", &self.backbone_params).into_iter().filter(|(name, _)| reached(name));
+        vec![ParamGroup::new(student.chain(named("method", &self.method_params)).collect())]
     }
 
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput> {
@@ -287,18 +284,13 @@ impl Objective for SelfSupervised {
     }
 
     fn state(&self) -> Result<Tensors> {
-        let mut state = Tensors::new();
-        for (prefix, params) in [("student", &self.backbone_params), ("method", &self.method_params)] {
-            state.extend(params.snapshot()?.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)));
-        }
+        let mut state = under("student", self.backbone_params.snapshot()?);
+        state.extend(under("method", self.method_params.snapshot()?));
         Ok(state)
     }
 
     fn load_state(&mut self, state: &Tensors) -> Result<()> {
-        for (prefix, params) in [("student.", &self.backbone_params), ("method.", &self.method_params)] {
-            let part = state.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone())));
-            params.load(&part.collect())?;
-        }
-        Ok(())
+        self.backbone_params.load(&part(state, "student."))?;
+        Ok(self.method_params.load(&part(state, "method."))?)
     }
 }
