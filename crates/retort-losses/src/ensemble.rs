@@ -118,6 +118,8 @@ pub fn mean_over_teachers(losses: &[Tensor]) -> Result<Tensor> {
 pub struct EnsembleDistiller {
     method: &'static str,
     lift: Lift,
+    /// Whether its phase before the training was all: in the training it says 0 and looks at nobody.
+    idle: bool,
 }
 
 enum Lift {
@@ -154,7 +156,8 @@ impl EnsembleDistiller {
             let built = contexts.iter().enumerate().map(|(i, context)| loss.build(&below(context, &name(i))));
             Lift::Mean(built.collect::<Result<_>>()?)
         };
-        Ok(Self { method, lift })
+        let idle = loss.init_phase(first.student).is_some_and(|phase| phase.student);
+        Ok(Self { method, lift, idle })
     }
 
     /// The loss of one batch; `ctx.teacher` is not read, the outputs of all teachers are in `teachers`, in the order of the
@@ -165,8 +168,14 @@ impl EnsembleDistiller {
     ///
     /// # Errors
     ///
-    /// Another number of teachers than the loss was built for; as for [`Distiller::term`].
+    /// Another number of teachers than the loss was built for, unless it only learns in a phase before the training; as
+    /// for [`Distiller::term`].
     pub fn term(&mut self, ctx: &Context<'_>, teachers: &[Outputs]) -> Result<Term> {
+        if self.idle
+            && let Some(distiller) = self.distillers().first_mut()
+        {
+            return distiller.term(&Context { teacher: None, ..*ctx });
+        }
         self.lifted(ctx, teachers, |distiller, ctx| distiller.term(ctx))
     }
 

@@ -80,6 +80,18 @@ fn the_training_leaves_the_parts_of_the_phase_before_alone() {
     assert!(names.iter().any(|name| name.starts_with("method.ft.translator.")), "{names:?}");
 }
 
+/// In the training nobody runs the teacher for them.
+#[test]
+fn methods_that_only_learn_before_the_training_are_0_in_it() {
+    for list in [AB, FSP] {
+        let (epochs, _) = finish(list, None, &AtomicBool::new(false), 0).unwrap();
+        let last = epochs.last().unwrap();
+        let idle: Vec<&f64> = last.terms.iter().filter(|(name, _)| *name != "ce").map(|(_, value)| value).collect();
+        assert_eq!(idle, [&0.0], "{list}: {:?}", last.terms);
+        assert_eq!(last.loss, last.terms["ce"], "{list}");
+    }
+}
+
 fn finish(
     list: &str,
     path: Option<&Path>,
