@@ -157,10 +157,11 @@ pub struct Term {
 }
 
 impl Term {
-    /// Whether this is the task's own loss (`ce`, `label-smoothing`) rather than a method's.
+    /// Whether this is the task's own loss (`ce`, `label-smoothing`, the `hsakd.ce` of a system) rather than a method's.
     #[must_use]
     pub fn is_task(&self) -> bool {
-        crate::registry().iter().any(|info| info.id == self.name && info.ce_weight.is_none())
+        self.name.ends_with(".ce")
+            || crate::registry().iter().any(|info| info.id == self.name && info.ce_weight.is_none())
     }
 
     /// `weight * value`, the summand itself.

@@ -4,8 +4,8 @@ use crate::Result;
 use crate::common::{MOST_PARTS, check_layer, check_range, check_shape};
 use crate::head::{check_count, mix, pooled, sigmoid, softmax};
 use candle_core::{D, Tensor};
-use retort_kernels::{Conv2dSpec, FeatureMap};
-use retort_nn::{Conv2d, Head, HeadLayer, Init, Linear, MapShape, Mode, Scope, normalise_rows};
+use retort_kernels::{Activation, Conv2dSpec, FeatureMap};
+use retort_nn::{Conv2d, ConvBatchNorm, Head, HeadLayer, Init, Linear, MapShape, Mode, Scope, normalise_rows};
 
 /// Squeeze-and-Span's squeeze module: maps of a generator to one vector (Yang et al. 2022, NeurIPS).
 ///
@@ -234,5 +234,33 @@ impl MapDiscriminator {
     /// Another number of channels.
     pub fn forward(&self, map: &Tensor) -> retort_nn::Result<Tensor> {
         self.0.forward(&pooled(map)?, Mode::Eval)
+    }
+}
+
+/// A map with other channels: 1x1 convolution without bias and batch norm, no activation. What a shallow stage gets in
+/// self-feature regularisation, a reconstruction (after Fan and Hou 2021, arXiv 2103.07350, withdrawn).
+///
+/// Keys: `0` convolution, `1` batch norm. PyTorch's default initialisation.
+pub struct MapAdapter(ConvBatchNorm);
+
+impl MapAdapter {
+    /// Declares the layers in `scope`.
+    ///
+    /// # Errors
+    ///
+    /// Sizes of zero or absurd ones, or weights that do not fit.
+    pub fn new(channels: usize, outputs: usize, scope: &Scope) -> Result<Self> {
+        check_layer("map adapter", channels, outputs)?;
+        let (shape, spec) = ([outputs, channels, 1, 1], Conv2dSpec::new(1, 0));
+        Ok(Self(ConvBatchNorm::new(scope, "0", "1", shape, spec, Init::PyTorch)?))
+    }
+
+    /// `[B, C, H, W]` to `[B, outputs, H, W]`.
+    ///
+    /// # Errors
+    ///
+    /// Another number of channels, or a frozen store in [`Mode::Train`].
+    pub fn forward(&self, map: &Tensor, mode: Mode) -> retort_nn::Result<Tensor> {
+        Ok(self.0.forward(&FeatureMap::from_tensor(map)?, mode, Activation::None)?.to_tensor()?)
     }
 }

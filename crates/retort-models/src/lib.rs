@@ -31,7 +31,7 @@ pub use branches::{
 pub use error::{Error, Result};
 pub use fusion::{FusionModule, MultiScaleAttention, MultiScaleConfig};
 pub use hcgnet::HcgNetConfig;
-pub use heads::{Aggregator, MapDiscriminator, PairWeights, SelfTeacher, SqueezeModule};
+pub use heads::{Aggregator, MapAdapter, MapDiscriminator, PairWeights, SelfTeacher, SqueezeModule};
 pub use import::{Imported, import_weights};
 pub use lenet::LeNetConfig;
 pub use mlp::MlpConfig;

@@ -8,7 +8,9 @@ use crate::head::{mix, softmax};
 use crate::staged::{End, Group, Plan, Shows, Walk, stage_norms};
 use crate::{Family, ModelConfig, Result};
 use candle_core::Tensor;
-use retort_nn::{Head, HeadLayer, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps};
+use retort_nn::{
+    Head, HeadLayer, Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, StageNorm, Taps, Tensors,
+};
 
 /// How many peers there are and what they share.
 ///
@@ -95,6 +97,8 @@ pub struct Peers {
     form: Form,
     specs: Vec<NetworkSpec>,
     multiply_adds: usize,
+    /// For each peer, what stands for what: its keys here and those of the network alone.
+    keys: Vec<Vec<(String, String)>>,
 }
 
 enum Form {
@@ -158,6 +162,11 @@ impl Peers {
             groups.push(plan.group(&plan.site(group), &scope.child(architecture.group_key(group)))?);
         }
         let common = plan.multiply_adds();
+        let own_keys = (shared..architecture.groups()).map(|group| architecture.group_key(group));
+        let tail_keys = architecture.tail_keys().iter().map(|key| (*key).to_string());
+        let own_keys: Vec<String> = own_keys.chain(tail_keys).chain([architecture.classifier_key().into()]).collect();
+        let keys_of = |peer| own_keys.iter().map(|key| (architecture.peer_key(key, peer), key.clone())).collect();
+        let keys = (0..peers.peers).map(keys_of).collect();
         let divisor = if peers.rescales { peers.peers } else { 1 };
         let trunk = Trunk { shows: architecture.shows(), stem, groups, divisor, frozen: scope.is_frozen() };
         let (mut rests, mut specs) = (Vec::new(), Vec::new());
@@ -169,7 +178,7 @@ impl Peers {
         // Counts of absurd sizes stay at the largest number, the common part then, too.
         let own = |spec: &NetworkSpec| spec.multiply_adds.saturating_sub(common);
         let multiply_adds = common.saturating_add(saturating_sum(specs.iter().map(own)));
-        Ok(Self { form: Form::Split { trunk, peers: rests }, specs, multiply_adds })
+        Ok(Self { form: Form::Split { trunk, peers: rests }, specs, multiply_adds, keys })
     }
 
     fn complete(name: &str, family: &Family, config: &ModelConfig, peers: usize, scope: &Scope) -> Result<Self> {
@@ -177,7 +186,24 @@ impl Peers {
         let networks: Vec<_> = (0..peers).map(|i| family.build(name, config, &list.child(i))).collect::<Result<_>>()?;
         let specs: Vec<_> = networks.iter().map(|network| network.spec().clone()).collect();
         let multiply_adds = saturating_sum(specs.iter().map(|spec| spec.multiply_adds));
-        Ok(Self { form: Form::Complete(networks), specs, multiply_adds })
+        let keys = (0..peers).map(|i| vec![(format!("module_list.{i}"), String::new())]).collect();
+        Ok(Self { form: Form::Complete(networks), specs, multiply_adds, keys })
+    }
+
+    /// The weights of peer `index` under the keys of the network alone, out of those of all peers; empty if there is no
+    /// such peer. With another [`PeersConfig::classifier`] the classifier of a complete network keeps that key.
+    #[must_use]
+    pub fn weights_of(&self, index: usize, all: &Tensors) -> Tensors {
+        let under = |name: &str, key: &str| name.strip_prefix(key)?.strip_prefix('.').map(str::to_string);
+        let alone = |name: &str| {
+            let own = self.keys.get(index)?.iter().find_map(|(here, alone)| {
+                let rest = under(name, here)?;
+                Some(if alone.is_empty() { rest } else { format!("{alone}.{rest}") })
+            });
+            let of_others = || self.keys.iter().flatten().any(|(here, _)| under(name, here).is_some());
+            own.or_else(|| (!of_others()).then(|| name.to_string()))
+        };
+        all.iter().filter_map(|(name, tensor)| Some((alone(name)?, tensor.clone()))).collect()
     }
 
     /// What each peer is as a network of its own, with the trunk.

@@ -57,7 +57,7 @@ pub fn lmcl(
     weights: Option<&Tensor>,
     settings: &MclSettings,
 ) -> Result<Vec<Term>> {
-    settings.check(METHOD)?;
+    settings.validate(METHOD)?;
     let all: Vec<Tensor> = embeddings.iter().flatten().cloned().collect();
     let b = check_embeddings(METHOD, &all)?;
     if let Some(network) = embeddings.iter().position(Vec::is_empty) {

@@ -47,7 +47,12 @@ impl MclSettings {
         Self { vcl: 1.0, icl: 1.0, ..Self::memory() }
     }
 
-    pub(super) fn check(&self, method: &'static str) -> Result<()> {
+    /// Checks the ranges of all fields; `method` appears in errors.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self, method: &'static str) -> Result<()> {
         check::positive(method, "tau", self.tau)?;
         check::temperature(method, self.temperature)?;
         check::non_negative(method, "vcl", self.vcl)?;
@@ -146,7 +151,7 @@ impl Sums {
 /// ```
 pub fn mcl(embeddings: &[Tensor], labels: &Tensor, settings: &MclSettings) -> Result<Vec<Term>> {
     const METHOD: &str = "mcl";
-    settings.check(METHOD)?;
+    settings.validate(METHOD)?;
     let b = check_embeddings(METHOD, embeddings)?;
     let (labels, device) = (ops::class_ids(METHOD, labels, b, usize::MAX)?, embeddings[0].device());
     let within = Positives::new(&labels, false, device)?;

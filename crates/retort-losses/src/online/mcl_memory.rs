@@ -108,7 +108,7 @@ impl MclMemory {
         negatives: &[u32],
         settings: &MclSettings,
     ) -> Result<Vec<Term>> {
-        settings.check(METHOD)?;
+        settings.validate(METHOD)?;
         let b = self.check(embeddings)?;
         let [own_and_class, others] = [(positives, 2, "positives"), (negatives, 1, "negatives")]
             .map(|(rows, least, what)| self.per_sample(rows, b, least, what));

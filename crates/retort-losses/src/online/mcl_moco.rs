@@ -88,7 +88,7 @@ impl MclQueues {
     ///
     /// Queries or keys that do not fit the queues or each other, a setting out of range.
     pub fn terms(&self, queries: &[Tensor], keys: &[Tensor], settings: &MclSettings) -> Result<Vec<Term>> {
-        settings.check(METHOD)?;
+        settings.validate(METHOD)?;
         let b = self.check("queries", queries)?;
         if self.check("keys", keys)? != b {
             return Err(ops::mismatch(METHOD, "as many keys as queries are needed", &queries[0], &keys[0]));

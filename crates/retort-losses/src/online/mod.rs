@@ -25,7 +25,9 @@ pub use lmcl::{lmcl, lmcl_logits};
 pub use mcl::{MclSettings, mcl, mcl_logit_kd};
 pub use mcl_memory::MclMemory;
 pub use mcl_moco::MclQueues;
-pub use mutual::{DmlSettings, KdclSettings, KdclTeacher, RampedSettings, cl_ilr, dml, dml_ensemble, kdcl, ramp};
+pub use mutual::{
+    DmlSettings, KdclSettings, KdclTeacher, RampedSettings, cl_ilr, dml, dml_ensemble, dml_turn, kdcl, ramp,
+};
 pub use okddip::{okddip, okddip_targets};
 pub use one::one;
 pub use rescale::scale_gradient;

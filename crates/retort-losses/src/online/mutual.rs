@@ -1,9 +1,10 @@
 //! Peers that imitate each other's class scores.
 
-use super::terms::{Heads, mean_of};
+use super::terms::{Heads, imitate, mean_of, term};
 use crate::config::check;
-use crate::{Result, Term, ops};
+use crate::{Error, Result, Term, ops, reduce};
 use candle_core::Tensor;
+use retort_kernels::softmax_cross_entropy;
 use serde::{Deserialize, Serialize};
 
 /// Weight of an imitation that starts late: `exp(-5 (1 - min(e, E) / E)^2)`, 0.0067 in epoch 0 and 1 from epoch E on.
@@ -49,8 +50,17 @@ impl RampedSettings {
         ramp(epoch, self.ramp_epochs)
     }
 
+    /// Checks the ranges of all fields; `method` appears in errors.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self, method: &'static str) -> Result<()> {
+        check::temperature(method, self.temperature)
+    }
+
     pub(super) fn check(&self, method: &'static str, ramp: f64) -> Result<()> {
-        check::temperature(method, self.temperature)?;
+        self.validate(method)?;
         check::non_negative(method, "ramp", ramp)
     }
 }
@@ -72,6 +82,15 @@ impl Default for DmlSettings {
 }
 
 impl DmlSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.check("dml")
+    }
+
     fn check(&self, method: &'static str) -> Result<()> {
         check::temperature(method, self.temperature)?;
         check::non_negative(method, "weight", self.weight)
@@ -143,6 +162,62 @@ pub fn dml_ensemble(logits: &[Tensor], labels: &Tensor, settings: &DmlSettings) 
     ensemble(METHOD, logits, labels, settings.temperature, settings.weight)
 }
 
+/// What network `k` alone learns in [`dml`] or, from the ensemble of the others, in [`dml_ensemble`]: for networks that
+/// are updated one after the other, as in the paper, with the others' logits computed anew after each update.
+///
+/// The terms of all networks together are those of the function itself, where nothing is updated in between.
+///
+/// # Shapes
+///
+/// As for [`dml`]; `k` below K.
+///
+/// # Gradients
+///
+/// Into `logits[k]`.
+///
+/// # Errors
+///
+/// As for [`dml`], and a network that there is not.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// use retort_losses::online::{DmlSettings, dml, dml_turn, total};
+/// let logits = [Tensor::new(&[[1f32, 2.0]], &Device::Cpu)?, Tensor::new(&[[3f32, 0.0]], &Device::Cpu)?];
+/// let (labels, settings) = (Tensor::new(&[0u32], &Device::Cpu)?, DmlSettings::default());
+/// let first = total(&dml_turn(0, &logits, &labels, &settings, false)?)?.to_scalar::<f32>()?;
+/// let second = total(&dml_turn(1, &logits, &labels, &settings, false)?)?.to_scalar::<f32>()?;
+/// let both = total(&dml(&logits, &labels, &settings)?)?.to_scalar::<f32>()?;
+/// assert!((first + second - both).abs() < 1e-5);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn dml_turn(
+    k: usize,
+    logits: &[Tensor],
+    labels: &Tensor,
+    settings: &DmlSettings,
+    from_ensemble: bool,
+) -> Result<Vec<Term>> {
+    let method = if from_ensemble { "dml-ensemble" } else { "dml" };
+    settings.check(method)?;
+    let peers = Heads::new(method, "peer", logits, labels)?;
+    let Some(own) = logits.get(k) else {
+        return Err(Error::Index { method, what: "network", index: k as u64, size: logits.len() });
+    };
+    let ce = softmax_cross_entropy(own, peers.ids(), 0.0)?;
+    let others: Vec<Tensor> = (0..logits.len()).filter(|&j| j != k).map(|j| logits[j].clone()).collect();
+    let imitation = match (from_ensemble, others.len()) {
+        (_, 0) => reduce::constant(0.0, own)?,
+        (true, _) => imitate(own, &mean_of(&others)?, settings.temperature)?,
+        (false, count) => {
+            let each = others.iter().map(|other| imitate(own, other, settings.temperature));
+            (ops::total(&each.collect::<Result<Vec<_>>>()?)? / count as f64)?
+        }
+    };
+    Ok(vec![term("ce", 1.0, ce), term(method, settings.weight, imitation)])
+}
+
 /// Collaborative learning of branches on one trunk, CL-ILR (Song and Chai 2018, arXiv 1805.11761).
 ///
 /// Terms: `ce`, `sum_k CE(z_k, y)`, and `cl-ilr` with the weight `ramp`, as in [`dml_ensemble`]. The gradient that
@@ -212,6 +287,18 @@ impl Default for KdclSettings {
     }
 }
 
+impl KdclSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature("kdcl", self.temperature)?;
+        check::unit("kdcl", "alpha", self.alpha)
+    }
+}
+
 /// Collaborative learning, KDCL (Guo et al. 2020, "Online Knowledge Distillation via Collaborative Learning", CVPR).
 ///
 /// Terms: `ce`, `sum_k CE(z_k, y)`, with the weight `1 - alpha`, and `kdcl`, `sum_k KD_T(z_k <- m)`, with `alpha`; the
@@ -242,10 +329,8 @@ impl Default for KdclSettings {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn kdcl(logits: &[Tensor], labels: &Tensor, settings: &KdclSettings) -> Result<Vec<Term>> {
-    const METHOD: &str = "kdcl";
-    check::temperature(METHOD, settings.temperature)?;
-    check::unit(METHOD, "alpha", settings.alpha)?;
-    let peers = Heads::new(METHOD, "peer", logits, labels)?;
+    settings.validate()?;
+    let peers = Heads::new("kdcl", "peer", logits, labels)?;
     let teacher = match settings.teacher {
         KdclTeacher::Mean => mean_of(logits)?.detach(),
         KdclTeacher::MinLogit => min_logit(&peers)?,

@@ -29,7 +29,12 @@ impl Default for BakeSettings {
 }
 
 impl BakeSettings {
-    fn check(&self) -> Result<()> {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
         check::temperature(METHOD, self.temperature)?;
         check::unit(METHOD, "omega", self.omega)?;
         // With all weight on the others nothing is left of what a sample says itself, and the series has no sum.
@@ -54,7 +59,7 @@ impl BakeSettings {
 ///
 /// Other shapes, an empty batch, a setting out of range.
 pub fn bake_targets(embedding: &Tensor, logits: &Tensor, settings: &BakeSettings) -> Result<Tensor> {
-    settings.check()?;
+    settings.validate()?;
     let (b, _) = ops::logits(METHOD, "logits", logits)?;
     if ops::logits(METHOD, "embedding", embedding)?.0 != b {
         let (what, expected) = ("embedding".to_string(), format!("[{b}, D]"));

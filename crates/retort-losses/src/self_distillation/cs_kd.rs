@@ -6,6 +6,8 @@ use crate::{Result, Term};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+const METHOD: &str = "cs-kd";
+
 /// Hyper-parameters of [`cs_kd`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +21,18 @@ pub struct CsKdSettings {
 impl Default for CsKdSettings {
     fn default() -> Self {
         Self { temperature: 4.0, weight: 1.0 }
+    }
+}
+
+impl CsKdSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature(METHOD, self.temperature)?;
+        check::non_negative(METHOD, "weight", self.weight)
     }
 }
 
@@ -50,9 +64,7 @@ impl Default for CsKdSettings {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn cs_kd(anchors: &Tensor, partners: &Tensor, labels: &Tensor, settings: &CsKdSettings) -> Result<Vec<Term>> {
-    const METHOD: &str = "cs-kd";
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "weight", settings.weight)?;
+    settings.validate()?;
     let heads = Heads::one(METHOD, anchors, labels)?;
     check_like(METHOD, "logits of the partners", partners, anchors)?;
     let value = imitate(anchors, partners, settings.temperature)?;

@@ -25,6 +25,18 @@ impl Default for DlbSettings {
     }
 }
 
+impl DlbSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature(METHOD, self.temperature)?;
+        check::non_negative(METHOD, "alpha", self.alpha)
+    }
+}
+
 /// Self-distillation from the last mini-batch, DLB (Shen, Xu, Yang, Li and Guo 2022, arXiv 2203.16172).
 ///
 /// Every image has two views. With the logits `z` of this batch's first views and `z'` of the previous batch's second
@@ -64,8 +76,7 @@ pub fn dlb(
     previous: Option<(&Tensor, &DlbBatch)>,
     settings: &DlbSettings,
 ) -> Result<Vec<Term>> {
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "alpha", settings.alpha)?;
+    settings.validate()?;
     let now = Heads::one(METHOD, logits, labels)?;
     let Some((again, batch)) = previous else { return Ok(vec![now.task(1.0, &[])?]) };
     let (b, c) = ops::logits(METHOD, "logits of the previous batch", again)?;

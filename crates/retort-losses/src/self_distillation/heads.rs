@@ -40,6 +40,8 @@ pub fn dks(logits: &[Tensor], labels: &Tensor, temperature: f64) -> Result<Vec<T
     Ok(vec![heads.task(1.0, &[])?, heads.mutual(1.0, 1.0, temperature)?])
 }
 
+const BYOT: &str = "byot";
+
 /// Hyper-parameters of [`byot`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,6 +55,18 @@ pub struct ByotSettings {
 impl Default for ByotSettings {
     fn default() -> Self {
         Self { temperature: 4.0, feature_weight: 0.05 }
+    }
+}
+
+impl ByotSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature(BYOT, self.temperature)?;
+        check::non_negative(BYOT, "feature_weight", self.feature_weight)
     }
 }
 
@@ -89,15 +103,13 @@ impl Default for ByotSettings {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn byot(logits: &[Tensor], maps: &[Tensor], labels: &Tensor, settings: &ByotSettings) -> Result<Vec<Term>> {
-    const METHOD: &str = "byot";
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "feature_weight", settings.feature_weight)?;
-    let heads = Heads::new(METHOD, "head", logits, labels)?;
-    let rows = check_all(METHOD, "map of head", maps)?;
+    settings.validate()?;
+    let heads = Heads::new(BYOT, "head", logits, labels)?;
+    let rows = check_all(BYOT, "map of head", maps)?;
     if (maps.len(), rows) != (logits.len(), logits[0].dims()[0]) {
         let (maps, found) = (maps.len(), maps[0].dims());
         let message = format!("expected a map of each of {} heads, found {maps} of shape {found:?}", logits.len());
-        return Err(Error::Undefined { method: METHOD, message });
+        return Err(Error::Undefined { method: BYOT, message });
     }
     let (mut imitations, mut hints) = (Vec::new(), Vec::new());
     let teacher = maps[0].detach();
@@ -107,7 +119,7 @@ pub fn byot(logits: &[Tensor], maps: &[Tensor], labels: &Tensor, settings: &Byot
     }
     Ok(vec![
         heads.task(1.0, &[])?,
-        sum_of(METHOD, 1.0, imitations, &logits[0])?,
+        sum_of(BYOT, 1.0, imitations, &logits[0])?,
         sum_of("byot-feature", settings.feature_weight, hints, &maps[0])?,
     ])
 }

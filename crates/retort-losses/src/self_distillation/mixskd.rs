@@ -52,6 +52,15 @@ impl Default for MixSkdSettings {
 }
 
 impl MixSkdSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature(METHOD, self.temperature)
+    }
+
     /// What the published script for CIFAR-100 does: no cross-entropy of mixed images, random discriminators.
     #[must_use]
     pub fn reference_cifar() -> Self {
@@ -156,7 +165,7 @@ pub fn mixskd_discriminator_input(
 /// Numbers of logits, maps or scores that do not agree, shapes, labels or partners that do not fit, a setting out of
 /// range.
 pub fn mixskd(batch: &MixSkdBatch<'_>, settings: &MixSkdSettings) -> Result<Vec<Term>> {
-    check::temperature(METHOD, settings.temperature)?;
+    settings.validate()?;
     let split = |rows: &Tensor| mixskd_interpolate(rows, batch.partners, batch.lambda);
     check_batch(batch, settings)?;
     let mut plain = Vec::new();

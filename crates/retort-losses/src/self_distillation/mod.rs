@@ -39,7 +39,7 @@ pub use mixskd::{Discriminators, MixSkdBatch, MixSkdSettings, mixskd, mixskd_dis
 pub use pairs::{DdgsdSettings, ddgsd};
 pub use ps_kd::{PsKdMemory, ps_kd, ps_kd_alpha};
 pub use rank::{RankDistribution, dense_votes};
-pub use sfr::{ManyToOne, NodeWeights, SfrEmd, SfrSettings, sfr_emd_l2, sfr_many_to_one, sfr_reduce};
+pub use sfr::{ManyToOne, NodeWeights, SfrEmd, SfrSettings, sfr_assigned, sfr_emd_l2, sfr_many_to_one, sfr_reduce};
 pub use sfr_dls::{SfrTable, sfr_dls, sfr_epsilon};
 pub use stages::{FrskdSettings, SadSettings, frskd, sad};
 pub use tf_kd::{TfKdSelfSettings, tf_kd_self};

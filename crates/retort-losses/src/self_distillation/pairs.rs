@@ -6,6 +6,8 @@ use crate::{Error, Result, Term, ops, reduce};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+const METHOD: &str = "ddgsd";
+
 /// Hyper-parameters of [`ddgsd`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +21,18 @@ pub struct DdgsdSettings {
 impl Default for DdgsdSettings {
     fn default() -> Self {
         Self { temperature: 4.0, feature_weight: 5e-4 }
+    }
+}
+
+impl DdgsdSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature(METHOD, self.temperature)?;
+        check::non_negative(METHOD, "feature_weight", self.feature_weight)
     }
 }
 
@@ -53,9 +67,7 @@ impl Default for DdgsdSettings {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn ddgsd(logits: &Tensor, embedding: &Tensor, labels: &Tensor, settings: &DdgsdSettings) -> Result<Vec<Term>> {
-    const METHOD: &str = "ddgsd";
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "feature_weight", settings.feature_weight)?;
+    settings.validate()?;
     let (first, second) = halves(METHOD, "logits", logits)?;
     let (e1, e2) = halves(METHOD, "embedding", embedding)?;
     if e1.dims()[0] != first.dims()[0] {

@@ -4,6 +4,7 @@
 //! 2103.07350, was withdrawn by its authors, and its formulas are not published. Everything here follows the abstract
 //! in a design of our own.
 
+use crate::config::check;
 use crate::online::terms::narrow;
 use crate::{Error, Result, ops, reduce};
 use candle_core::{Device, Tensor};
@@ -64,6 +65,25 @@ impl Default for SfrSettings {
 }
 
 impl SfrSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        const METHOD: &str = "sfr";
+        check::non_negative(METHOD, "alpha", self.alpha)?;
+        check::non_negative(METHOD, "beta", self.beta)?;
+        check::count(METHOD, "reduction", self.reduction)?;
+        check::unit(METHOD, "warm_up", self.warm_up)?;
+        check::non_negative(METHOD, "l2_weight", self.l2_weight)?;
+        if let ManyToOne::Attention { tau } = self.many_to_one {
+            check::positive(METHOD, "tau", tau)?;
+        }
+        check::unit(METHOD, "epsilon", self.epsilon)?;
+        check::unit(METHOD, "momentum", self.momentum)
+    }
+
     /// Factor of `alpha` and `beta` in an epoch, counted from 0: `min(1, (epoch + 1) / (warm_up epochs))`.
     #[must_use]
     pub fn rise(&self, epoch: usize, epochs: usize) -> f64 {
@@ -130,13 +150,8 @@ pub struct SfrEmd {
 /// # Ok::<(), retort_losses::Error>(())
 /// ```
 pub fn sfr_emd_l2(shallow: &Tensor, deep: &Tensor, weights: NodeWeights, l2_weight: f64) -> Result<SfrEmd> {
-    crate::config::check::non_negative(EMD, "l2_weight", l2_weight)?;
-    let (pooled, deep) = on_deep_grid(EMD, shallow, deep)?;
-    if pooled.dims() != deep.dims() {
-        return Err(ops::mismatch(EMD, "maps need as many channels (shallow and deep)", &pooled, &deep));
-    }
-    let vectors = |map: &Tensor| ops::guarded_normalize(&map.flatten_from(2)?.transpose(1, 2)?.contiguous()?, NORM_EPS);
-    let (u, v) = (vectors(&pooled)?, vectors(&deep)?);
+    check::non_negative(EMD, "l2_weight", l2_weight)?;
+    let [u, v] = local_vectors(shallow, deep)?;
     let (b, n, c) = u.dims3()?;
     let (points_u, points_v) = (reduce::wide(&u)?, reduce::wide(&v)?);
     let samples = points_u.par_chunks(n * c).zip(points_v.par_chunks(n * c));
@@ -151,6 +166,59 @@ pub fn sfr_emd_l2(shallow: &Tensor, deep: &Tensor, weights: NodeWeights, l2_weig
     let l2 = reduce::squared_error(&u, &v, 1.0 / (b * n) as f64)?;
     let loss = (&transport + (&l2 * l2_weight)?)?;
     Ok(SfrEmd { loss, transport, l2, plan: like(plan, (b, n, n))? })
+}
+
+/// [`sfr_emd_l2`] with a given assignment in place of the cheapest one, for ablations: location i of the shallow map
+/// learns from location `places[i]` of the deep one in every sample. With `places = 0, 1, ..` both parts are the same,
+/// the plain distance at equal locations. Part of a reconstruction.
+///
+/// # Shapes
+///
+/// As for [`sfr_emd_l2`]; `places`: N numbers below N. Returns a scalar.
+///
+/// # Gradients
+///
+/// As for [`sfr_emd_l2`].
+///
+/// # Errors
+///
+/// As for [`sfr_emd_l2`]; places that do not fit.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// let shallow = Tensor::new(&[[[[1f32, 0.0]], [[0.0, 2.0]]]], &Device::Cpu)?;
+/// let deep = Tensor::new(&[[[[0f32, 1.0]], [[1.0, 0.0]]]], &Device::Cpu)?; // the same vectors in other places
+/// let loss = |places: &[u32]| retort_losses::self_distillation::sfr_assigned(&shallow, &deep, places, 0.0);
+/// assert_eq!(loss(&[1, 0])?.to_scalar::<f32>()?, 0.0);
+/// assert_eq!(loss(&[0, 1])?.to_scalar::<f32>()?, 2.0);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn sfr_assigned(shallow: &Tensor, deep: &Tensor, places: &[u32], l2_weight: f64) -> Result<Tensor> {
+    check::non_negative(EMD, "l2_weight", l2_weight)?;
+    let [u, v] = local_vectors(shallow, deep)?;
+    let (b, n, _) = u.dims3()?;
+    if places.len() != n {
+        let message = format!("expected a place for each of {n} locations, found {}", places.len());
+        return Err(Error::Undefined { method: EMD, message });
+    }
+    if let Some(&place) = places.iter().find(|&&place| place as usize >= n) {
+        return Err(Error::Index { method: EMD, what: "place", index: place.into(), size: n });
+    }
+    let distance = |v: &Tensor| reduce::squared_error(&u, v, 1.0 / (b * n) as f64);
+    let moved = v.index_select(&Tensor::new(places, v.device())?, 1)?;
+    Ok((distance(&moved)? + (distance(&v)? * l2_weight)?)?)
+}
+
+/// The vectors over the channels at every location of the deep map's grid, each of length 1: `[B, N, C]` of both.
+fn local_vectors(shallow: &Tensor, deep: &Tensor) -> Result<[Tensor; 2]> {
+    let (pooled, deep) = on_deep_grid(EMD, shallow, deep)?;
+    if pooled.dims() != deep.dims() {
+        return Err(ops::mismatch(EMD, "maps need as many channels (shallow and deep)", &pooled, &deep));
+    }
+    let vectors = |map: &Tensor| ops::guarded_normalize(&map.flatten_from(2)?.transpose(1, 2)?.contiguous()?, NORM_EPS);
+    Ok([vectors(&pooled)?, vectors(&deep)?])
 }
 
 /// Plan, value and gradient of one sample.
@@ -274,7 +342,7 @@ pub fn sfr_many_to_one(shallow: &Tensor, deep: &Tensor, mode: ManyToOne) -> Resu
             reduce::squared_error(&s, &d, 1.0 / (b * c * r) as f64)
         }
         ManyToOne::Attention { tau } => {
-            crate::config::check::positive(MANY, "tau", tau)?;
+            check::positive(MANY, "tau", tau)?;
             let shares = ops::log_softmax(&(deep.sqr()?.mean(3)? / tau)?)?.exp()?;
             let mixture = d.broadcast_mul(&shares.unsqueeze(3)?)?.sum(2)?;
             reduce::squared_error(&s, &mixture, 1.0 / (b * c) as f64)

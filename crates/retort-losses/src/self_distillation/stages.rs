@@ -23,6 +23,18 @@ impl Default for SadSettings {
     }
 }
 
+impl SadSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::exponent("sad", "power", self.power)?;
+        check::non_negative("sad", "weight", self.weight)
+    }
+}
+
 /// Self-attention distillation, SAD (Hou, Ma, Liu and Loy 2019, arXiv 1908.00821).
 ///
 /// With the attention `a(f) = softmax over the locations of mean_c |f|^p` the terms are `ce`, and `sad`, `sum_s
@@ -56,8 +68,7 @@ impl Default for SadSettings {
 /// ```
 pub fn sad(logits: &Tensor, maps: &[Tensor], labels: &Tensor, settings: &SadSettings) -> Result<Vec<Term>> {
     const METHOD: &str = "sad";
-    check::exponent(METHOD, "power", settings.power)?;
-    check::non_negative(METHOD, "weight", settings.weight)?;
+    settings.validate()?;
     let heads = Heads::one(METHOD, logits, labels)?;
     check_maps(METHOD, "map", maps, logits)?;
     if maps.len() < 2 {
@@ -120,6 +131,19 @@ impl Default for FrskdSettings {
     }
 }
 
+impl FrskdSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::temperature("frskd", self.temperature)?;
+        check::non_negative("frskd", "alpha", self.alpha)?;
+        check::non_negative("frskd", "beta", self.beta)
+    }
+}
+
 /// Feature refinement via self-knowledge distillation, FRSKD (Ji, Shin, Hwang, Park and Moon 2021, arXiv 2103.08273),
 /// its attention variant.
 ///
@@ -164,9 +188,7 @@ pub fn frskd(
     settings: &FrskdSettings,
 ) -> Result<Vec<Term>> {
     const METHOD: &str = "frskd";
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "alpha", settings.alpha)?;
-    check::non_negative(METHOD, "beta", settings.beta)?;
+    settings.validate()?;
     let heads = Heads::one(METHOD, logits, labels)?;
     check_like(METHOD, "logits of the self-teacher", teacher_logits, logits)?;
     check_maps(METHOD, "map", maps, logits)?;

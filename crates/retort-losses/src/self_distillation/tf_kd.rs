@@ -6,6 +6,8 @@ use crate::{Result, Term};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+const METHOD: &str = "tf-kd-self";
+
 /// Hyper-parameters of [`tf_kd_self`]; the defaults are those for a ResNet-18 on CIFAR-100.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -21,6 +23,19 @@ pub struct TfKdSelfSettings {
 impl Default for TfKdSelfSettings {
     fn default() -> Self {
         Self { alpha: 0.95, temperature: 6.0, multiplier: 50.0 }
+    }
+}
+
+impl TfKdSelfSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        check::unit(METHOD, "alpha", self.alpha)?;
+        check::temperature(METHOD, self.temperature)?;
+        check::non_negative(METHOD, "multiplier", self.multiplier)
     }
 }
 
@@ -58,10 +73,7 @@ pub fn tf_kd_self(
     labels: &Tensor,
     settings: &TfKdSelfSettings,
 ) -> Result<Vec<Term>> {
-    const METHOD: &str = "tf-kd-self";
-    check::unit(METHOD, "alpha", settings.alpha)?;
-    check::temperature(METHOD, settings.temperature)?;
-    check::non_negative(METHOD, "multiplier", settings.multiplier)?;
+    settings.validate()?;
     let student = Heads::one(METHOD, logits, labels)?;
     check_like(METHOD, "logits of the teacher", teacher, logits)?;
     let value = (imitate(logits, teacher, settings.temperature)? / student.classes() as f64)?;

@@ -46,6 +46,28 @@ impl Default for ZipfSettings {
 }
 
 impl ZipfSettings {
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.check(METHOD)
+    }
+
+    /// Checks what depends on the number of classes.
+    ///
+    /// # Errors
+    ///
+    /// Fewer than two classes, a smallest share that so many classes cannot have.
+    pub fn check_classes(&self, classes: usize) -> Result<()> {
+        if classes < 2 {
+            let message = format!("needs at least two classes, found {classes}: there is no wrong class");
+            return Err(Error::Undefined { method: METHOD, message });
+        }
+        self.distribution.check_classes(METHOD, classes)
+    }
+
     fn check(&self, method: &'static str) -> Result<()> {
         self.distribution.validate(method)?;
         check::non_negative(method, "weight", self.weight)?;

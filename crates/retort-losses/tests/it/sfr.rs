@@ -5,7 +5,8 @@ use crate::probe::{CPU, gradient, labels, slopes_agree, var};
 use candle_core::{DType, Tensor, Var};
 use retort_losses::output::{self, Spread};
 use retort_losses::self_distillation::{
-    ManyToOne, NodeWeights, SfrSettings, SfrTable, sfr_dls, sfr_emd_l2, sfr_epsilon, sfr_many_to_one, sfr_reduce,
+    ManyToOne, NodeWeights, SfrSettings, SfrTable, sfr_assigned, sfr_dls, sfr_emd_l2, sfr_epsilon, sfr_many_to_one,
+    sfr_reduce,
 };
 
 #[test]
@@ -55,6 +56,29 @@ fn equal_maps_cost_nothing() {
     let nan = (&map * f64::NAN).unwrap();
     let message = sfr_emd_l2(&nan, &map, NodeWeights::Uniform, 0.0).unwrap_err().to_string();
     assert!(message.starts_with("sfr-emd-l2") && message.contains("shallow map"), "{message}");
+}
+
+#[test]
+fn a_given_assignment_costs_at_least_the_cheapest_one() {
+    let (shallow, deep) = (var("s", &[1, 3, 4, 6]), random("d", &[1, 3, 2, 3], DType::F64));
+    let assigned = |places: &[u32], l2| sfr_assigned(&shallow, &deep, places, l2).unwrap();
+    let cheapest = sfr_emd_l2(&shallow, &deep, NodeWeights::Uniform, 0.5).unwrap();
+    let own: Vec<u32> = (0..6).collect();
+    assert!((scalar(&assigned(&own, 0.5)) - 1.5 * scalar(&cheapest.l2)).abs() < 1e-12);
+    // The places that the plan itself gives.
+    let plan = cheapest.plan.squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+    let largest = |row: &Vec<f64>| (0..6).max_by(|&i, &j| row[i].total_cmp(&row[j])).unwrap() as u32;
+    let places: Vec<u32> = plan.iter().map(largest).collect();
+    let (found, expected) = (assigned(&places, 0.5), &cheapest.loss);
+    assert!((scalar(&found) - scalar(expected)).abs() < 1e-12);
+    let (found, expected) = (gradient(&found, &shallow), gradient(expected, &shallow));
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12));
+    for places in [[1, 2, 3, 4, 5, 0], [5, 4, 3, 2, 1, 0]] {
+        assert!(scalar(&assigned(&places, 0.0)) >= scalar(&cheapest.transport) - 1e-12);
+    }
+    let refused = |places: &[u32]| sfr_assigned(&shallow, &deep, places, 0.0).unwrap_err().to_string();
+    assert!(refused(&[0; 5]).contains("each of 6 locations, found 5"));
+    assert!(refused(&[6; 6]).contains("place"));
 }
 
 #[test]

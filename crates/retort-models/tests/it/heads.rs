@@ -3,7 +3,7 @@
 use crate::check::{check_directional_derivative, distance, normal};
 use candle_core::{DType, Device, Tensor, Var};
 use retort_models::{
-    Aggregator, Head, HeadLayer, MapDiscriminator, PairWeights, SelfTeacher, SimRegHead, SqueezeModule,
+    Aggregator, Head, HeadLayer, MapAdapter, MapDiscriminator, PairWeights, SelfTeacher, SimRegHead, SqueezeModule,
 };
 use retort_nn::{MapShape, Mode, Params, Result, Seed};
 
@@ -298,4 +298,18 @@ fn the_discriminator_tells_maps_apart() {
     });
     assert!(discriminator.forward(&maps(&[4])[0]).is_err());
     assert!(MapDiscriminator::new(3, 0, &self::store().root()).is_err());
+}
+
+#[test]
+fn an_adapter_changes_the_channels_alone() {
+    let params = store();
+    let adapter = MapAdapter::new(3, 5, &params.root()).unwrap();
+    assert_eq!(params.parameter_count(), 15 + 2 * 5);
+    let map = normal(&[4, 3, 6, 2], 2);
+    let out = adapter.forward(&map, Mode::Train).unwrap();
+    assert_eq!(out.dims(), [4, 5, 6, 2]);
+    let gradients = (&out * normal(&[4, 5, 6, 2], 3)).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(params.trainable().iter().all(|(_, var)| gradients.get(var).is_some()));
+    assert!(adapter.forward(&normal(&[4, 2, 6, 2], 2), Mode::Train).is_err());
+    assert!(MapAdapter::new(3, 0, &params.root().child("other")).is_err());
 }
