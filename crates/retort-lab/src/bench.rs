@@ -2,9 +2,11 @@
 
 mod batch;
 mod clock;
+mod costs;
 mod kd_step;
 mod loader;
 mod loss;
+mod method_step;
 mod report;
 mod train_step;
 mod training;
@@ -36,6 +38,10 @@ enum Word {
     Loss(loss::LossArgs),
     /// Making batches of augmented images, alone or between steps of a training.
     Loader(loader::LoaderArgs),
+    /// A step of any method or system as the trainer runs it, on synthetic images.
+    MethodStep(method_step::MethodStepArgs),
+    /// The same for every method, relative to plain training: time, memory, parameters.
+    Costs(costs::CostsArgs),
 }
 
 /// What all words know.
@@ -100,6 +106,8 @@ impl Word {
             Self::KdStep(args) => &args.options,
             Self::Loss(args) => &args.options,
             Self::Loader(args) => &args.options,
+            Self::MethodStep(args) => &args.options,
+            Self::Costs(args) => &args.options,
         }
     }
 
@@ -109,6 +117,8 @@ impl Word {
             Self::KdStep(args) => args.run(run),
             Self::Loss(args) => args.run(run),
             Self::Loader(args) => args.run(run),
+            Self::MethodStep(args) => args.run(run),
+            Self::Costs(args) => args.run(run),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `docs`: one page a method, one a data set. The upper part of a page comes from the registry, the manifests and the published tables,
 //! the lower part is written by hand and kept.
 
+use crate::costs::Costs;
 use crate::manifest::{Loaded, MethodConfig as Row};
 use crate::methods::{COLUMNS, MethodRow, rows};
 use crate::published::{Published, Row as PublishedRow};
@@ -134,7 +135,7 @@ fn gains(id: &str, published: &[Published]) -> String {
 /// The upper part of the page of the trainer that is no loss.
 fn trainer(rows: &[MethodRow], manifests: &[Loaded]) -> String {
     let row = rows.iter().find(|row| row.id == DOT).expect("the rows have it");
-    let [_, family, .., state, _, settings, code] = row.cells();
+    let [_, family, .., state, _, settings, _, _, code] = row.cells();
     let is_dot = |row: &Row| matches!(row.optimizer.as_ref().map(AsRef::as_ref), Some(OptimizerConfig::Dot { .. }));
     let lines = [
         ("Source", row.source()),
@@ -170,7 +171,11 @@ fn index(rows: &[MethodRow]) -> String {
         };
         text += &line(cells);
     }
-    text
+    let about = Costs::measured().map(|costs| costs.about).unwrap_or_default();
+    text + &format!(
+        "\nCost: seconds of a step and peak memory of the process relative to plain training with cross-entropy; {about}. \
+         `cargo xtask bench costs` measures anew.\n"
+    )
 }
 
 fn line<const N: usize>(cells: [impl AsRef<str>; N]) -> String {
@@ -180,7 +185,7 @@ fn line<const N: usize>(cells: [impl AsRef<str>; N]) -> String {
 
 fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
     let none = |cell: &str| if cell == "-" { "none".to_string() } else { cell.to_string() };
-    let [_, family, logits, pooled, maps, labels, index, phase, trainable, state, ..] = row.cells();
+    let [_, family, logits, pooled, maps, labels, index, phase, trainable, state, _, _, extra, cost, _] = row.cells();
     let reads =
         [("logits", logits), ("pooled embedding", pooled), ("maps", maps), ("labels", labels), ("sample index", index)];
     let reads = reads.iter().filter(|(_, whose)| *whose != "-").map(|(what, whose)| match *whose {
@@ -204,12 +209,23 @@ fn facts(info: &MethodInfo, row: &MethodRow, manifests: &[Loaded]) -> String {
         ("Code bases compared with", code),
         ("Reads (s student, t teacher)", reads.collect::<Vec<_>>().join(", ")),
         ("Trainable parts", none(trainable)),
+        ("Cost of a step, measured", measured(cost, extra)),
         ("Extra phase", none(phase)),
         ("State in a checkpoint", none(state)),
         ("Default weights", weights),
         ("Tables", usage(manifests, uses)),
     ];
     heading(info.title, info.id, &lines)
+}
+
+/// Relative to plain training; see [`Costs`].
+fn measured(cost: &str, extra: &str) -> String {
+    match cost {
+        "-" => "not measured".into(),
+        cost => format!(
+            "{cost} (of plain training, see the [index](README.md)); {extra} trainable numbers beside the student's"
+        ),
+    }
 }
 
 /// The tables with such rows.
@@ -228,7 +244,7 @@ fn usage(manifests: &[Loaded], uses: impl Fn(&Row) -> bool) -> String {
 /// The upper part of the page of a system.
 fn system(config: &SystemConfig, row: &MethodRow, manifests: &[Loaded]) -> String {
     let none = |cell: &str| if cell == "-" { "none".to_string() } else { cell.to_string() };
-    let [_, family, .., trainable, state, _, _, _] = row.cells();
+    let [_, family, .., trainable, state, _, _, extra, cost, _] = row.cells();
     let start = match config.teachers() {
         Teachers::None => "nothing".to_string(),
         Teachers::Any => "any number of trained networks".into(),
@@ -242,6 +258,7 @@ fn system(config: &SystemConfig, row: &MethodRow, manifests: &[Loaded]) -> Strin
         ("Code bases compared with", if code.is_empty() { "none".into() } else { code.join(", ") }),
         ("Starts from", start),
         ("Trainable parts", none(trainable)),
+        ("Cost of a step, measured", measured(cost, extra)),
         ("State in a checkpoint", none(state)),
         ("Tables", system_usage(config.id(), manifests)),
     ];

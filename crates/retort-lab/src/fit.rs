@@ -62,17 +62,18 @@ impl<'a> Check<'a> {
         let splits = self.rows.find(&spec.data)?;
         self.loaded.check_batches(self.profile, method.batches.as_ref(), &splits.train.class_counts())?;
         let of_teacher = self.profile.teacher_modality.unwrap_or(self.profile.modality);
+        let (student, teacher) = (self.profile.augmentation(method), method.teacher_augmentation.as_deref());
         for (augmentation, modality) in
-            [(&method.augmentation, self.profile.modality), (&method.teacher_augmentation, of_teacher)]
+            [(student.as_slice(), self.profile.modality), (teacher.unwrap_or_default(), of_teacher)]
         {
-            self.loaded.check_view(augmentation.as_deref().unwrap_or(&[]), modality, &self.data.students.train)?;
+            self.loaded.check_view(augmentation, modality, &self.data.students.train)?;
         }
         let losses = losses(method, self.profile, pair);
         if spec.system.info().losses {
             losses.iter().try_for_each(|loss| self.loss(pair, spec, loss))?;
             self.batches(method, spec, losses)?;
         }
-        match method.system.is_some() {
+        match self.profile.system(method).is_some() {
             true => self.system(pair, method, spec),
             false => Ok(()),
         }
@@ -107,9 +108,7 @@ impl<'a> Check<'a> {
     /// Refuses a loss whose shapes the networks do not allow, or that reads labels which are taken away.
     fn loss(&mut self, pair: &Pair, spec: &RunSpec, loss: &Spanned<LossConfig>) -> Result<()> {
         let refused = |e: &dyn std::fmt::Display| {
-            let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
-            let message =
-                format!("{e} (teacher `{teacher}`, student `{student}`; the pair's `without` leaves a row out)");
+            let message = format!("{e} (`{}`; the pair's `without` leaves a row out)", pair.heading());
             self.loaded.point(loss.span(), &message)
         };
         if spec.unlabelled && loss.as_ref().needs().labels {
@@ -158,9 +157,8 @@ impl<'a> Check<'a> {
     fn system(&mut self, pair: &Pair, method: &MethodConfig, spec: &RunSpec) -> Result<()> {
         let tried = untrained(spec, &self.rows).map(drop);
         tried.map_err(|e| {
-            let span = method.system.as_ref().map_or(method.id.span(), Spanned::span);
-            let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
-            self.loaded.point(span, &format!("{e} (teacher `{teacher}`, student `{student}`)"))
+            let span = self.profile.system(method).map_or(method.id.span(), Spanned::span);
+            self.loaded.point(span, &format!("{e} (`{}`)", pair.heading()))
         })
     }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 pub mod cli;
+mod costs;
 mod data;
 mod data_pages;
 mod docs;

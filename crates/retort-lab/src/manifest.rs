@@ -150,6 +150,12 @@ pub struct MethodConfig {
     pub epochs: Option<Spanned<usize>>,
     /// Augmentation of the student's images in place of the profile's.
     pub augmentation: Option<Vec<Spanned<TransformConfig>>>,
+    /// What comes before and behind that augmentation, or the profile's.
+    #[serde(default)]
+    pub augmentation_before: Vec<Spanned<TransformConfig>>,
+    /// See `augmentation_before`.
+    #[serde(default)]
+    pub augmentation_behind: Vec<Spanned<TransformConfig>>,
     /// Augmentation of the teacher's images; the student's, with the same random numbers, where absent.
     pub teacher_augmentation: Option<Vec<Spanned<TransformConfig>>>,
     /// The optimiser of this row, in place of the profile's.
@@ -193,25 +199,42 @@ pub struct Profile {
     pub batches: Option<Spanned<Sampling>>,
     /// Augmentation of training images.
     pub augmentation: Vec<Spanned<TransformConfig>>,
-    /// How the teacher is trained.
-    pub teacher: Recipe,
+    /// How the teacher is trained; only tables of pairs without one leave it out.
+    pub teacher: Option<Recipe>,
     /// How teachers of other kinds are trained, by id; as the plain one where absent.
     #[serde(default)]
     pub teachers: BTreeMap<Spanned<String>, Recipe>,
     /// How every student is trained.
     pub student: Recipe,
+    /// Which epoch's accuracy the table shows.
+    #[serde(default)]
+    pub rule: Rule,
     /// Passes over the training images of single rows, in place of the recipe's, by method.
     #[serde(default)]
     pub epochs: BTreeMap<Spanned<String>, usize>,
     /// Losses of a method in this profile, in place of the manifest's.
     #[serde(default)]
     pub overrides: BTreeMap<Spanned<String>, Vec<Spanned<LossConfig>>>,
+    /// Kind and settings of a row's training in this profile, in place of the manifest's, by method.
+    #[serde(default)]
+    pub systems: BTreeMap<Spanned<String>, Spanned<SystemConfig>>,
     /// How the weights of the rows with `tune` are chosen.
     pub tuning: Option<Spanned<Tuning>>,
     /// Whether the distances between the features of teacher and student on the test images are reported, with the
     /// bounds that they give.
     #[serde(default)]
     pub features: bool,
+}
+
+/// Which epoch's accuracy a table shows, the same for all of its rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// The last one.
+    #[default]
+    Last,
+    /// Each network's best evaluated one, as many papers have it: a choice that looks at the test images.
+    BestEpoch,
 }
 
 /// Classifiers on finished networks that stay as they are.
@@ -309,12 +332,12 @@ impl DataConfig {
     }
 }
 
-/// Teacher and student.
+/// Teacher and student, or a student alone.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pair {
-    /// Architecture of the teacher.
-    pub teacher: Spanned<String>,
+    /// Architecture of the teacher; none in tables of methods without one.
+    pub teacher: Option<Spanned<String>>,
     /// Architecture of the student.
     pub student: Spanned<String>,
     /// Losses of a method for this pair, in place of the profile's.
@@ -325,6 +348,29 @@ pub struct Pair {
     pub without: Vec<Spanned<String>>,
     /// Rate of the students of this pair at the start, in place of the profile's.
     pub lr: Option<Spanned<f64>>,
+}
+
+impl Profile {
+    /// The augmentation of a row's images.
+    pub(crate) fn augmentation(&self, method: &MethodConfig) -> Vec<Spanned<TransformConfig>> {
+        let own = method.augmentation.as_ref().unwrap_or(&self.augmentation);
+        [&method.augmentation_before, own, &method.augmentation_behind].into_iter().flatten().cloned().collect()
+    }
+
+    /// The kind of training of a row, where it is not the usual one.
+    pub(crate) fn system<'a>(&'a self, method: &'a MethodConfig) -> Option<&'a Spanned<SystemConfig>> {
+        self.systems.get(method.id.as_ref().as_str()).or(method.system.as_ref())
+    }
+}
+
+impl Pair {
+    /// `resnet56 -> resnet20`, or the student alone.
+    pub(crate) fn heading(&self) -> String {
+        match &self.teacher {
+            Some(teacher) => format!("{} -> {}", teacher.as_ref(), self.student.as_ref()),
+            None => self.student.as_ref().clone(),
+        }
+    }
 }
 
 /// Epochs, optimiser and schedule.

@@ -1,5 +1,6 @@
 //! The table of methods: what each one reads, trains and keeps, from the registry of losses.
 
+use crate::costs::Costs;
 use retort_losses::feature::FtConfig;
 use retort_losses::{ExtraPhase, Family, Inputs, LossConfig, MapChoice, MethodInfo, Side};
 use retort_nn::OptimizerConfig;
@@ -27,11 +28,15 @@ pub(crate) struct MethodRow {
     default_weight: String,
     /// The other numbers and words among the defaults.
     settings: String,
+    /// Trainable numbers beside the student's, where they were measured.
+    extra_parameters: String,
+    /// Time and memory of a step relative to plain training, where they were measured.
+    cost: String,
     code_base: String,
 }
 
 /// Headings of [`MethodRow::cells`].
-pub(crate) const COLUMNS: [&str; 13] = [
+pub(crate) const COLUMNS: [&str; 15] = [
     "method",
     "family",
     "logits",
@@ -44,6 +49,8 @@ pub(crate) const COLUMNS: [&str; 13] = [
     "state",
     "weight (CE / method)",
     "settings",
+    "extra parameters",
+    "cost (of plain training)",
     "code base",
 ];
 
@@ -69,6 +76,8 @@ impl MethodRow {
             state: list(&state(info)),
             default_weight: weights(info),
             settings: settings(config),
+            extra_parameters: "-".into(),
+            cost: "-".into(),
             code_base: code_base(info.code_bases),
         }
     }
@@ -90,7 +99,7 @@ impl MethodRow {
         }
     }
 
-    pub(crate) fn cells(&self) -> [&str; 13] {
+    pub(crate) fn cells(&self) -> [&str; 15] {
         [
             &self.id,
             &self.family,
@@ -104,6 +113,8 @@ impl MethodRow {
             &self.state,
             &self.default_weight,
             &self.settings,
+            &self.extra_parameters,
+            &self.cost,
             &self.code_base,
         ]
     }
@@ -209,6 +220,13 @@ pub(crate) fn rows() -> Vec<MethodRow> {
     }
     rows.push(dot());
     rows.extend(systems().iter().filter(|info| !info.losses).map(system));
+    let measured = Costs::measured().map(|costs| costs.methods).unwrap_or_default();
+    for row in &mut rows {
+        if let Some(cost) = measured.get(&row.id) {
+            row.extra_parameters = cost.parameters.to_string();
+            row.cost = cost.to_string();
+        }
+    }
     rows
 }
 
@@ -228,11 +246,13 @@ fn system(info: &SystemInfo) -> MethodRow {
         maps: none.clone(),
         labels,
         sample_index: none.clone(),
-        extra_phase: none,
+        extra_phase: none.clone(),
         trainable: list(info.trainable),
         state: list(info.state),
-        default_weight: "-".into(),
-        settings: "-".into(),
+        default_weight: none.clone(),
+        settings: none.clone(),
+        extra_parameters: none.clone(),
+        cost: none,
         code_base: code_base(info.code_bases),
     }
 }
@@ -282,6 +302,8 @@ fn dot() -> MethodRow {
         state: "two momentum buffers".into(),
         default_weight: "-".into(),
         settings: format!("momentum {momentum}, delta {delta}"),
+        extra_parameters: "-".into(),
+        cost: "-".into(),
         code_base: code_base(&["megvii-research/mdistiller"]),
     }
 }
@@ -306,7 +328,8 @@ mod tests {
         assert_eq!(rows.len(), LossConfig::defaults().len() + 2 + systems().len() - 1);
         let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap().cells();
         assert_eq!(row("kd")[1..3], ["output", "s,t"]);
-        assert_eq!(row("kd")[10..], ["0.1 / 0.9", "temperature 4", "RepDistiller, mdistiller"]);
+        assert_eq!(row("kd")[10..12], ["0.1 / 0.9", "temperature 4"]);
+        assert_eq!(row("kd")[14], "RepDistiller, mdistiller");
         assert_eq!(row("ce")[10], "1 / -");
         assert_eq!(row("at")[4], "post s,t; stages");
         assert_eq!(row("sp")[4], "post s,t; last");

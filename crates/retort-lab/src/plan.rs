@@ -269,6 +269,11 @@ pub(crate) fn losses<'a>(method: &'a MethodConfig, profile: &'a Profile, pair: &
     pair.overrides.iter().find_map(of).or_else(|| profile.overrides.iter().find_map(of)).unwrap_or(&method.losses)
 }
 
+/// Without their places in the file.
+fn bare(transforms: &[Spanned<TransformConfig>]) -> Vec<TransformConfig> {
+    transforms.iter().map(|transform| transform.as_ref().clone()).collect()
+}
+
 /// Makes the specifications of a profile's runs.
 struct Specs<'a> {
     loaded: &'a Loaded,
@@ -287,14 +292,11 @@ impl Specs<'_> {
         let splits = if method.data == Rows::Probe { self.data.probes() } else { &self.data.students };
         let mut spec = self.spec(recipe, pair.student.as_ref(), splits, seed);
         spec.losses = losses(method, profile, pair).iter().map(|loss| loss.as_ref().clone()).collect();
-        spec.system = method.system.as_ref().map(|system| system.as_ref().clone()).unwrap_or_default();
+        spec.system = profile.system(method).map(|system| system.as_ref().clone()).unwrap_or_default();
         spec.modality = profile.modality;
         spec.unlabelled = method.unlabelled;
-        let own = |transforms: &Vec<Spanned<TransformConfig>>| transforms.iter().map(|t| t.as_ref().clone()).collect();
-        if let Some(augmentation) = &method.augmentation {
-            spec.augmentation = own(augmentation);
-        }
-        spec.teacher_augmentation = method.teacher_augmentation.as_ref().map(own);
+        spec.augmentation = bare(&profile.augmentation(method));
+        spec.teacher_augmentation = method.teacher_augmentation.as_deref().map(bare);
         if let Some(optimizer) = &method.optimizer {
             spec.optimizer = optimizer.as_ref().clone();
         }
@@ -320,30 +322,49 @@ impl Specs<'_> {
         Ok(spec)
     }
 
-    /// The teachers of a row: id, seed, run.
+    /// The teachers of a row: id, seed, run. None of a pair without one, where the row allows it.
     fn teachers(&self, pair: &Pair, method: &MethodConfig) -> Result<Vec<(String, u64, RunSpec)>> {
+        let Some(model) = &pair.teacher else { return self.without_teacher(pair, method) };
         let id = method.teacher.as_ref().unwrap_or(&self.loaded.manifest.default_teacher);
         let count = method.ensemble.as_ref().map_or(1, |n| *n.as_ref() as u64);
         let first = self.profile.teacher_seed.unwrap_or(TEACHER_SEED);
         let seeds = (0..count).map(|i| first.saturating_add(i));
-        seeds.map(|seed| Ok((id.as_ref().clone(), seed, self.teacher(pair, id, seed)?))).collect()
+        seeds.map(|seed| Ok((id.as_ref().clone(), seed, self.teacher(model.as_ref(), id, seed)?))).collect()
     }
 
-    /// The run of the teacher `id`; `teacher` is the plain one.
-    fn teacher(&self, pair: &Pair, id: &Spanned<String>, seed: u64) -> Result<RunSpec> {
+    fn without_teacher(&self, pair: &Pair, method: &MethodConfig) -> Result<Vec<(String, u64, RunSpec)>> {
+        let system = self.profile.system(method).map(Spanned::as_ref);
+        let reads = losses(method, self.profile, pair).iter().any(|loss| loss.as_ref().needs().teacher);
+        let starts = system.is_some_and(|system| matches!(system.teachers(), Teachers::One | Teachers::Of(_)));
+        let asks = method.teacher.is_some() || method.ensemble.is_some();
+        if !(reads || starts || asks) {
+            return Ok(Vec::new());
+        }
+        let message = format!(
+            "`{}` needs a teacher, which the pair of `{}` does not have",
+            method.id.as_ref(),
+            pair.student.as_ref()
+        );
+        Err(self.loaded.point(method.id.span(), &message))
+    }
+
+    /// The run of the teacher `id` of this architecture; `teacher` is the plain one.
+    fn teacher(&self, model: &str, id: &Spanned<String>, seed: u64) -> Result<RunSpec> {
         let config = self.loaded.teacher(id)?;
-        let recipe = self.profile.teachers.get(id.as_ref().as_str()).unwrap_or(&self.profile.teacher);
-        let mut spec = self.spec(recipe, pair.teacher.as_ref(), self.data.teachers(), seed);
+        let recipes = self.profile.teachers.get(id.as_ref().as_str()).or(self.profile.teacher.as_ref());
+        let recipe = recipes
+            .ok_or_else(|| self.loaded.point(id.span(), &format!("nothing says how `{}` is trained", id.as_ref())))?;
+        let mut spec = self.spec(recipe, model, self.data.teachers(), seed);
         spec.modality = self.profile.teacher_modality.unwrap_or(self.profile.modality);
         match config {
             None => spec.losses = vec![LossConfig::Ce(retort_losses::output::CeConfig::default())],
             Some(config) => {
                 spec.system = config.system.as_ref().clone();
                 if let Some(augmentation) = &config.augmentation {
-                    spec.augmentation = augmentation.iter().map(|t| t.as_ref().clone()).collect();
+                    spec.augmentation = bare(augmentation);
                 }
                 if spec.system.teachers() != Teachers::None {
-                    spec.teacher = Some(Box::new(self.teacher(pair, &config.origin(), seed)?));
+                    spec.teacher = Some(Box::new(self.teacher(model, &config.origin(), seed)?));
                 }
             }
         }
@@ -392,7 +413,7 @@ impl Specs<'_> {
             other_teachers: Vec::new(),
             data: splits.spec(),
             unlabelled: false,
-            augmentation: profile.augmentation.iter().map(|t| t.as_ref().clone()).collect(),
+            augmentation: bare(&profile.augmentation),
             modality: Modality::Stored,
             teacher_augmentation: None,
             batch_size: *profile.batch_size.as_ref(),

@@ -106,7 +106,7 @@ pub fn same_protocol(loaded: &Loaded, profile: &Profile, data: &DataSpec) -> boo
             && *profile.batch_size.as_ref() == published.batch_size
             && profile.batches.as_ref().is_none_or(|batches| batches.as_ref().is_default())
             && augmentation.eq(&published.augmentation)
-            && [&profile.teacher, &profile.student].into_iter().all(|recipe| {
+            && profile.teacher.iter().chain([&profile.student]).all(|recipe| {
                 *recipe.epochs.as_ref() == published.epochs
                     && recipe.optimizer.as_ref() == &published.optimizer
                     && recipe.schedule.as_ref() == &published.schedule

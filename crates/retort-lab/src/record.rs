@@ -7,7 +7,7 @@
 use crate::plan::RunSpec;
 use crate::{Error, Result};
 use retort_nn::{Tensors, write_atomically};
-use retort_trainers::engine::{EpochRecord, Summary};
+use retort_trainers::engine::{EpochRecord, Evaluation, Summary};
 use retort_trainers::probe::ProbeReport;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -184,6 +184,7 @@ impl RunResult {
         if let Some(last) = summary.epochs.last() {
             let others = last.evaluations.iter().filter(|(name, _)| *name != "student");
             measures.extend(others.map(|(name, evaluation)| (name.clone(), evaluation.accuracy)));
+            measures.extend(of_cohort(summary, &last.evaluations));
         }
         let linear = measures.get("linear").copied();
         let (agreement, kl) = (own.and_then(|own| own.agreement), own.and_then(|own| own.kl));
@@ -203,6 +204,23 @@ impl RunResult {
         };
         Ok(Self { samples, accuracy, best_accuracy, nll, agreement, kl, measures, weights_sha256 })
     }
+}
+
+/// Of networks that were trained together, `networks`, their mean accuracy after the last epoch, and under `best.` the
+/// highest accuracy of each network and of their ensemble over the evaluated epochs, `best.networks` the mean of the former.
+fn of_cohort(summary: &Summary, last: &BTreeMap<String, Evaluation>) -> BTreeMap<String, f64> {
+    let mut found = BTreeMap::new();
+    let cohort: Vec<&String> = last.keys().filter(|name| *name == "student" || name.starts_with("peer")).collect();
+    if cohort.len() < 2 {
+        return found;
+    }
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let best = |name: &String| summary.best_accuracy(name).unwrap_or_default();
+    found.insert("networks".into(), mean(cohort.iter().map(|name| last[*name].accuracy).collect()));
+    found.insert("best.networks".into(), mean(cohort.iter().map(|name| best(name)).collect()));
+    let others = last.keys().filter(|name| *name != "student");
+    found.extend(others.map(|name| (format!("best.{name}"), best(name))));
+    found
 }
 
 /// SHA-256 over names, shapes and values, in the order of the names.

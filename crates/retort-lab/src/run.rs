@@ -42,8 +42,8 @@ impl RunData {
 /// What the networks of a run see of training images.
 fn views(spec: &RunSpec) -> Vec<ViewConfig> {
     let own = ViewConfig { transforms: spec.augmentation.clone(), modality: spec.modality, same_as: None };
-    if spec.system.info().views > 1 {
-        return vec![own; spec.system.info().views];
+    if spec.system.views() > 1 {
+        return vec![own; spec.system.views()];
     }
     let modality = teacher_modality(spec);
     match (&spec.teacher_augmentation, modality) {

@@ -1,6 +1,6 @@
 //! The table: from records to terminal, Markdown, CSV and LaTeX.
 
-use crate::manifest::{Loaded, Profile, TEACHER};
+use crate::manifest::{Loaded, Profile, Rule, TEACHER};
 use crate::plan::{Plan, PlannedRun};
 use crate::published::{Cell, Published, same_protocol, same_rate};
 use crate::record::Record;
@@ -31,13 +31,48 @@ pub struct Measure {
 }
 
 impl Measure {
-    fn of(&self, record: &Record) -> Option<f64> {
+    fn of(&self, record: &Record, rule: Rule) -> Option<f64> {
+        let measures = &record.result.measures;
         let (value, usual) = match self.name.strip_prefix("term:") {
             Some(term) => (record.epochs.last()?.terms.get(term), 1.0),
-            None => (record.result.measures.get(&self.name), 100.0),
+            None => {
+                let best = (rule == Rule::BestEpoch).then(|| measures.get(&format!("best.{}", self.name))).flatten();
+                (best.or_else(|| measures.get(&self.name)), 100.0)
+            }
         };
         Some(value? * self.scale.unwrap_or(usual))
     }
+}
+
+impl Rule {
+    /// Of the student, in `[0, 1]`.
+    fn accuracy(self, record: &Record) -> f64 {
+        match self {
+            Self::Last => record.result.accuracy,
+            Self::BestEpoch => record.result.best_accuracy,
+        }
+    }
+
+    /// What the table says about it.
+    fn note(self) -> &'static str {
+        match self {
+            Self::Last => {
+                "Accuracy, agreement and KL are those of the last epoch on the test images: mean ± sample standard deviation over seeds."
+            }
+            Self::BestEpoch => {
+                "Accuracies of students and of networks beside them are those of each network's best evaluated epoch on the test \
+                 images, which were looked at for that choice; all else is of the last epoch. Mean ± sample standard deviation over seeds."
+            }
+        }
+    }
+}
+
+/// What the cells of a table are made of.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    records: &'a Records,
+    measures: &'a [Measure],
+    rule: Rule,
 }
 
 /// A benchmark table with one section a pair.
@@ -56,7 +91,9 @@ pub struct Table {
 /// The rows of one pair.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// Architecture of the teacher.
+    /// What stands above the rows.
+    pub heading: String,
+    /// Architecture of the teacher; empty where there is none.
     pub teacher: String,
     /// Architecture of the student.
     pub student: String,
@@ -104,17 +141,18 @@ impl Table {
         let cell = |method: Option<&str>, teacher: &str, student: &str, replaced: bool| {
             published.map_or(Cell::None, |p| p.cell(method, teacher, student, same && !replaced))
         };
+        let source = Source { records, measures: &measures, rule: profile.rule };
         let mut sections = Vec::new();
         for (index, pair) in profile.pairs.as_ref().iter().enumerate() {
-            let (teacher, student) = (pair.teacher.as_ref(), pair.student.as_ref());
+            let (teacher, student) = (pair.teacher.as_ref().map_or("", |name| name.as_ref()), pair.student.as_ref());
             let other_rate = !same_rate(loaded, profile, pair);
-            let mut rows = teacher_rows(loaded, plan, index, records, &measures);
+            let mut rows = teacher_rows(loaded, plan, index, source);
             if let Some(plain) = rows.iter_mut().find(|row| row.id == TEACHER) {
                 plain.published = cell(Some(TEACHER), teacher, student, false);
             }
             let runs =
                 |id: &str| plan.runs.iter().filter(|run| run.pair == index && run.method == id).collect::<Vec<_>>();
-            let baseline = accuracies(&runs(loaded.manifest.baseline.as_ref()), records);
+            let baseline = source.accuracies(&runs(loaded.manifest.baseline.as_ref()));
             for method in &loaded.manifest.methods {
                 let id = method.id.as_ref();
                 let runs = runs(id);
@@ -129,17 +167,19 @@ impl Table {
                     || method.augmentation.is_some()
                     || method.teacher_augmentation.is_some()
                     || method.ensemble.is_some()
+                    || profile.systems.contains_key(id.as_str())
                     || overrides.iter().any(|o| o.keys().any(|key| key.as_ref() == id));
                 let published = method.published.as_ref().map(|name| name.as_ref().as_str());
                 let cell = cell(published, teacher, student, replaced);
-                let mut row = row(id, &method.label, &runs, records, &measures);
+                let mut row = source.row(id, &method.label, &runs);
                 row.published = cell;
                 if id != loaded.manifest.baseline.as_ref() {
-                    row.difference = Sample::of(&paired(&accuracies(&runs, records), &baseline));
+                    row.difference = Sample::of(&paired(&source.accuracies(&runs), &baseline));
                 }
                 rows.push(row);
             }
-            sections.push(Section { teacher: teacher.clone(), student: student.clone(), rows });
+            let (teacher, student) = (teacher.to_string(), student.clone());
+            sections.push(Section { heading: pair.heading(), teacher, student, rows });
         }
         let title = format!("{} [profile {}]", loaded.manifest.title, plan.profile);
         Ok(Self { title, notes: notes(loaded, plan, profile, records, published)?, measures, sections })
@@ -156,7 +196,7 @@ impl Table {
     pub fn terminal(&self) -> String {
         let mut text = format!("{}\n", self.title);
         for section in &self.sections {
-            text += &format!("\n{} -> {}\n", section.teacher, section.student);
+            text += &format!("\n{}\n", section.heading);
             let mut table = comfy_table::Table::new();
             table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(self.headings());
             for row in &section.rows {
@@ -178,7 +218,7 @@ impl Table {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let mut text = format!("# {}\n", self.title);
         for section in &self.sections {
-            text += &format!("\n## {} -> {}\n\n", section.teacher, section.student);
+            text += &format!("\n## {}\n\n", section.heading);
             text += &line(self.headings());
             text += &format!("|---|{}\n", "---:|".repeat(self.headings().len() - 1));
             for row in &section.rows {
@@ -196,9 +236,8 @@ impl Table {
         let mut text = format!("% {}\n", self.title);
         for section in &self.sections {
             text += &format!(
-                "% {} -> {}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n",
-                section.teacher,
-                section.student,
+                "% {}\n\\begin{{tabular}}{{l{}}}\n\\toprule\n",
+                section.heading,
                 "r".repeat(self.headings().len() - 1)
             );
             text += &line(self.headings());
@@ -360,30 +399,35 @@ fn escape(cell: &str) -> String {
     cell.replace('%', "\\%").replace('&', "\\&").replace('_', "\\_").replace('#', "\\#").replace('±', "$\\pm$")
 }
 
-fn accuracies(runs: &[&PlannedRun], records: &Records) -> Vec<(u64, f64)> {
-    runs.iter().filter_map(|run| Some((run.seed, 100.0 * records.get(&run.spec.id())?.result.accuracy))).collect()
-}
+impl Source<'_> {
+    /// In percent, by seed.
+    fn accuracies(&self, runs: &[&PlannedRun]) -> Vec<(u64, f64)> {
+        let of = |run: &&PlannedRun| Some((run.seed, 100.0 * self.rule.accuracy(self.records.get(&run.spec.id())?)));
+        runs.iter().filter_map(of).collect()
+    }
 
-/// Averages over the finished runs.
-fn row(id: &str, label: &str, runs: &[&PlannedRun], records: &Records, measures: &[Measure]) -> Row {
-    let found: Vec<&Record> = runs.iter().filter_map(|run| records.get(&run.spec.id())).collect();
-    let over = |f: &dyn Fn(&Record) -> Option<f64>| Sample::of(&found.iter().filter_map(|r| f(r)).collect::<Vec<_>>());
-    Row {
-        id: id.to_string(),
-        label: label.to_string(),
-        finished: (found.len(), runs.len()),
-        accuracy: over(&|r| Some(100.0 * r.result.accuracy)),
-        difference: None,
-        agreement: over(&|r| Some(100.0 * r.result.agreement?)),
-        kl: over(&|r| r.result.kl),
-        seconds: over(&|r| (!r.epochs.is_empty()).then(|| r.seconds_per_epoch())),
-        published: Cell::None,
-        measures: measures.iter().map(|measure| over(&|r| measure.of(r))).collect(),
+    /// Averages over the finished runs.
+    fn row(&self, id: &str, label: &str, runs: &[&PlannedRun]) -> Row {
+        let found: Vec<&Record> = runs.iter().filter_map(|run| self.records.get(&run.spec.id())).collect();
+        let over =
+            |f: &dyn Fn(&Record) -> Option<f64>| Sample::of(&found.iter().filter_map(|r| f(r)).collect::<Vec<_>>());
+        Row {
+            id: id.to_string(),
+            label: label.to_string(),
+            finished: (found.len(), runs.len()),
+            accuracy: over(&|r| Some(100.0 * self.rule.accuracy(r))),
+            difference: None,
+            agreement: over(&|r| Some(100.0 * r.result.agreement?)),
+            kl: over(&|r| r.result.kl),
+            seconds: over(&|r| (!r.epochs.is_empty()).then(|| r.seconds_per_epoch())),
+            published: Cell::None,
+            measures: self.measures.iter().map(|measure| over(&|r| measure.of(r, self.rule))).collect(),
+        }
     }
 }
 
 /// A row for every kind of teacher of a pair. Its agreement with the network that it starts from is nobody's question.
-fn teacher_rows(loaded: &Loaded, plan: &Plan, pair: usize, records: &Records, measures: &[Measure]) -> Vec<Row> {
+fn teacher_rows(loaded: &Loaded, plan: &Plan, pair: usize, source: Source<'_>) -> Vec<Row> {
     let teachers: Vec<&PlannedRun> = plan.teachers.iter().filter(|run| run.pair == pair).collect();
     let mut ids: Vec<&str> = Vec::new();
     teachers.iter().for_each(|run| {
@@ -395,7 +439,7 @@ fn teacher_rows(loaded: &Loaded, plan: &Plan, pair: usize, records: &Records, me
         let runs: Vec<&PlannedRun> = teachers.iter().filter(|run| run.method == id).copied().collect();
         let config = loaded.manifest.teachers.iter().find(|config| config.id.as_ref() == id);
         let label = config.map_or(TEACHER, |config| &config.label);
-        Row { agreement: None, kl: None, ..row(id, label, &runs, records, measures) }
+        Row { agreement: None, kl: None, ..source.row(id, label, &runs) }
     };
     ids.into_iter().map(of).collect()
 }
@@ -435,13 +479,19 @@ fn notes(
     published: Option<&Published>,
 ) -> Result<Vec<String>> {
     let Some(data) = plan.runs.first().map(|run| &run.spec.data) else { return Ok(vec![profile.about.clone()]) };
+    let teacher = profile.teacher.as_ref().map(|recipe| format!("teacher {} epochs, ", recipe.epochs.as_ref()));
+    let teacher = teacher.unwrap_or_default();
     let mut notes = vec![
         profile.about.clone(),
         format!(
-            "Data: {} ({} training, {} test images); teacher {} epochs, students {} epochs, batch {}.",
-            data.name, data.train, data.test, profile.teacher.epochs.as_ref(), profile.student.epochs.as_ref(), profile.batch_size.as_ref()
+            "Data: {} ({} training, {} test images); {teacher}students {} epochs, batch {}.",
+            data.name,
+            data.train,
+            data.test,
+            profile.student.epochs.as_ref(),
+            profile.batch_size.as_ref()
         ),
-        "Accuracy, agreement and KL are those of the last epoch on the test images: mean ± sample standard deviation over seeds.".into(),
+        profile.rule.note().into(),
         format!(
             "\"vs baseline\" is the mean difference to `{}` in points, paired by seed; \"within spread\" means that it is not larger \
              than the standard deviation of the paired differences, or that there is only one seed.",

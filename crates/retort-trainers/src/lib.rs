@@ -1,11 +1,14 @@
 #![deny(missing_docs)]
 #![doc = include_str!("../README.md")]
 
+mod branched;
 pub mod engine;
 mod error;
+mod learner;
 pub mod offline;
 pub mod online;
 pub mod probe;
+pub mod self_distillation;
 pub mod self_supervised;
 mod state;
 mod system;

@@ -2,7 +2,7 @@
 
 use crate::engine::{Evaluated, Objective, Phase, Step, StepOutput};
 use crate::state::{named, part, under};
-use crate::system::{Kind, System, SystemContext, SystemInfo, Teachers};
+use crate::system::{Kind, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use retort_losses::Term;
@@ -118,10 +118,6 @@ impl System for SelfSupervisedConfig {
         self.validate()
     }
 
-    fn teachers(&self) -> Teachers {
-        Teachers::None
-    }
-
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
         let objective = SelfSupervised::new(ctx.student, &ctx.model, self, ctx.seed, &ctx.device)?;
         Ok(vec![ctx.recipe.phase("views", Box::new(objective))])
@@ -229,7 +225,7 @@ fn predictor(width: usize, hidden: usize, scope: &Scope) -> Result<Head> {
 
 /// The backbone's parameters that the embedding depends on, found by a pass over two blank images: the classifier's get
 /// no gradient, and how a network keeps it differs.
-fn reached(backbone: &dyn Network, params: &Params) -> Result<Vec<String>> {
+pub(crate) fn reached(backbone: &dyn Network, params: &Params) -> Result<Vec<String>> {
     let spec = backbone.spec();
     let [height, width] = spec.image;
     let images = Tensor::zeros((2, spec.in_channels, height, width), DType::F32, params.root().device())?;

@@ -2,17 +2,25 @@
 
 use crate::engine::{BatchPlan, Identity, Objective, Phase};
 use crate::offline::{DistilConfig, HsakdConfig, HsakdTeacherConfig, SskdConfig, SskdTeacherConfig};
-use crate::online::HssakdOnlineConfig;
+use crate::online::{
+    ClIlrConfig, DmlConfig, FflConfig, HssakdOnlineConfig, KdclConfig, LmclConfig, MclConfig, MclMemoryConfig,
+    MclMocoConfig, MfefConfig, OkddipConfig, OneConfig,
+};
+use crate::self_distillation::{
+    BakeConfig, ByotSettings, CsKdSettings, DdgsdSettings, DksConfig, DlbSettings, FrskdConfig, MixSkdConfig,
+    MixedImagesConfig, PsKdConfig, SadSettings, SfrConfig, TfKdSelfSettings, VirtualSoftmaxConfig, ZipfLsConfig,
+};
 use crate::self_supervised::SelfSupervisedConfig;
 use crate::trained::Trained;
 use crate::{Error, Result};
-use candle_core::Device;
-use retort_datasets::Dataset;
+use candle_core::{DType, Device};
+use retort_datasets::{Dataset, Sampling};
 use retort_losses::LossConfig;
 use retort_models::ModelConfig;
-use retort_nn::{OptimizerConfig, ScheduleConfig, Seed};
+use retort_nn::{Network, OptimizerConfig, Params, ScheduleConfig, Seed};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Who learns from whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,7 +67,7 @@ pub struct SystemInfo {
     pub year: Option<u16>,
     /// arXiv number, where there is one.
     pub arxiv: Option<&'static str>,
-    /// Independent augmentations of an image in a batch; 1 for most.
+    /// Independent augmentations of an image in a batch with the published settings; 1 for most.
     pub views: usize,
     /// Whether the terms come from a list of losses.
     pub losses: bool,
@@ -124,6 +132,29 @@ pub struct SystemContext<'a> {
 }
 
 impl SystemContext<'_> {
+    /// An empty store of parameters whose initial values depend on seed and `name` alone. The student's is `student` in
+    /// every system, so that students of one seed start alike.
+    pub(crate) fn params(&self, name: &str) -> Params {
+        Params::new(self.seed.child(name), DType::F32, &self.device)
+    }
+
+    /// The network `model` with fresh values in a store called `name`, and the store.
+    pub(crate) fn network(&self, model: &str, name: &str) -> Result<(Arc<dyn Network>, Params)> {
+        let params = self.params(name);
+        Ok((Arc::from(retort_models::build(model, &self.model, &params.root())?), params))
+    }
+
+    /// The recipe with another way to form batches, where the manifest left the choice to the system.
+    pub(crate) fn sampled(&self, system: &'static str, sampling: Sampling) -> Result<Recipe> {
+        let mut recipe = self.recipe.clone();
+        if ![Sampling::Shuffled, sampling].contains(&recipe.plan.sampling) {
+            let message = format!("`{system}` forms its batches as {sampling:?}, found {:?}", recipe.plan.sampling);
+            return Err(Error::Config { what: "batches".into(), message });
+        }
+        recipe.plan.sampling = sampling;
+        Ok(recipe)
+    }
+
     /// The only teacher.
     pub(crate) fn teacher(&self, system: &'static str) -> Result<&Trained> {
         match self.teachers {
@@ -143,7 +174,13 @@ pub(crate) trait System {
     /// Range checks.
     fn check(&self) -> Result<()>;
     /// Which trained networks it starts from.
-    fn teachers(&self) -> Teachers;
+    fn teachers(&self) -> Teachers {
+        Teachers::None
+    }
+    /// Independent augmentations of an image in a batch, where they depend on the settings.
+    fn views(&self) -> usize {
+        Self::INFO.views
+    }
     /// The phases of a run; the last one's objective holds what the run is for.
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>>;
 }
@@ -171,6 +208,12 @@ macro_rules! systems {
             #[must_use]
             pub fn teachers(&self) -> Teachers {
                 match self { $(Self::$variant(c) => c.teachers(),)* }
+            }
+
+            /// Independent augmentations of an image in a batch.
+            #[must_use]
+            pub fn views(&self) -> usize {
+                match self { $(Self::$variant(c) => c.views(),)* }
             }
 
             /// Checks the ranges of all fields.
@@ -219,6 +262,32 @@ systems! {
     SskdTeacher(SskdTeacherConfig),
     Sskd(SskdConfig),
     SelfSupervised(SelfSupervisedConfig),
+    Dml(DmlConfig),
+    Kdcl(KdclConfig),
+    One(OneConfig),
+    ClIlr(ClIlrConfig),
+    Okddip(OkddipConfig),
+    Ffl(FflConfig),
+    Mfef(MfefConfig),
+    Mcl(MclConfig),
+    MclMemory(MclMemoryConfig),
+    MclMoco(MclMocoConfig),
+    Lmcl(LmclConfig),
+    CsKd(CsKdSettings),
+    PsKd(PsKdConfig),
+    Bake(BakeConfig),
+    Dlb(DlbSettings),
+    Ddgsd(DdgsdSettings),
+    Dks(DksConfig),
+    Byot(ByotSettings),
+    Sad(SadSettings),
+    Frskd(FrskdConfig),
+    Mixskd(MixSkdConfig),
+    ZipfLs(ZipfLsConfig),
+    VirtualSoftmax(VirtualSoftmaxConfig),
+    TfKdSelf(TfKdSelfSettings),
+    Sfr(SfrConfig),
+    MixedImages(MixedImagesConfig),
 }
 
 impl Default for SystemConfig {
@@ -242,7 +311,7 @@ impl SystemConfig {
 
     /// Refuses views that nobody would look at: teachers with views of their own are for lists of losses.
     fn check_views(&self, ctx: &SystemContext<'_>) -> Result<()> {
-        let (expected, found) = (self.info().views, ctx.recipe.plan.views.len());
+        let (expected, found) = (self.views(), ctx.recipe.plan.views.len());
         if self.info().losses || expected == found {
             return Ok(());
         }

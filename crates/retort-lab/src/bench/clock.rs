@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Steps before the clock counts: the allocator has its blocks then, the caches their contents.
-const WARM_UP: usize = 3;
+pub(super) const WARM_UP: usize = 3;
 
 /// Cuts a stretch of time into laps.
 pub(super) struct Stopwatch {
@@ -84,6 +84,31 @@ pub(super) fn measure<const N: usize>(
     Ok(samples.medians())
 }
 
+/// Medians of the times between the calls that `work` makes; `enough` is raised after `steps` of them behind the warm-up,
+/// and on Ctrl-C.
+pub(super) fn measure_between(
+    steps: usize,
+    stop: &AtomicBool,
+    enough: &AtomicBool,
+    work: impl FnOnce(&mut (dyn FnMut() + Send)) -> Result<()>,
+) -> Result<Medians<0>> {
+    let (mut samples, mut watch, mut calls) = (Samples::new(), Stopwatch::start(), 0);
+    work(&mut || {
+        let lap = watch.lap();
+        // The first call ends the first step, whose start was not seen.
+        if (WARM_UP..WARM_UP.saturating_add(steps)).contains(&calls) {
+            samples.push(lap, []);
+        }
+        calls += 1;
+        let done = calls >= WARM_UP.saturating_add(steps);
+        enough.fetch_or(done || stop.load(Ordering::Relaxed), Ordering::Relaxed);
+    })?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::Stopped);
+    }
+    Ok(samples.medians())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +143,24 @@ mod tests {
         let start = watch.last;
         let laps = [watch.lap(), watch.lap()];
         assert_eq!(laps[0] + laps[1], watch.last - start);
+    }
+
+    #[test]
+    fn times_between_calls_end_when_there_are_enough() {
+        let (go, enough) = (AtomicBool::new(false), AtomicBool::new(false));
+        let medians = measure_between(2, &go, &enough, |call| {
+            for number in 0..WARM_UP + 2 {
+                assert!(!enough.load(Ordering::Relaxed), "after {number} calls");
+                call();
+            }
+            assert!(enough.load(Ordering::Relaxed));
+            Ok(())
+        })
+        .unwrap();
+        assert!(medians.whole >= 0.0);
+        let stop = AtomicBool::new(true);
+        let result = measure_between(2, &stop, &AtomicBool::new(false), |_| Ok(()));
+        assert_eq!(result.err().map(|e| e.exit_code()), Some(130));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// Keys and values in the order in which scripts and readers expect them (a JSON map of serde_json sorts its keys).
 #[derive(Default)]
-pub(super) struct Report(Vec<(&'static str, Value)>);
+pub(super) struct Report(Vec<(String, Value)>);
 
 impl Report {
     pub(super) fn new() -> Self {
@@ -13,8 +13,8 @@ impl Report {
     }
 
     /// Adds an entry at the end.
-    pub(super) fn with(mut self, key: &'static str, value: impl Into<Value>) -> Self {
-        self.0.push((key, value.into()));
+    pub(super) fn with(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.0.push((key.into(), value.into()));
         self
     }
 

@@ -80,7 +80,7 @@ impl Loaded {
 
     /// A profile may name networks that this version does not have, as long as nobody asks for it.
     fn check_models(&self, profile: &Profile) -> Result<()> {
-        for model in profile.pairs.as_ref().iter().flat_map(|pair| [&pair.teacher, &pair.student]) {
+        for model in profile.pairs.as_ref().iter().flat_map(|pair| pair.teacher.iter().chain([&pair.student])) {
             retort_models::info(model.as_ref()).map_err(|e| self.source.error(model.span(), e))?;
         }
         Ok(())
@@ -244,7 +244,7 @@ impl Loaded {
         if profile.pairs.as_ref().is_empty() {
             return Err(self.source.error(profile.pairs.span(), "`pairs` needs at least one pair, found none"));
         }
-        for recipe in [&profile.teacher, &profile.student].into_iter().chain(profile.teachers.values()) {
+        for recipe in profile.teacher.iter().chain([&profile.student]).chain(profile.teachers.values()) {
             if *recipe.epochs.as_ref() == 0 || recipe.evaluate_every == Some(0) {
                 return Err(self
                     .source
@@ -260,6 +260,11 @@ impl Loaded {
             self.check_epochs(profile, method)?;
         }
         for pair in profile.pairs.as_ref() {
+            if let (Some(teacher), None) = (&pair.teacher, &profile.teacher) {
+                let message =
+                    format!("the profile does not say how `{}` is trained: `teacher` is missing", teacher.as_ref());
+                return Err(self.source.error(teacher.span(), message));
+            }
             for id in &pair.without {
                 self.check_method(id)?;
                 if id.as_ref() == self.manifest.baseline.as_ref() {
@@ -269,6 +274,19 @@ impl Loaded {
             if let Some(lr) = &pair.lr {
                 let schedule = ScheduleConfig { lr: *lr.as_ref(), ..profile.student.schedule.as_ref().clone() };
                 schedule.validate().map_err(|e| self.point(lr.span(), &e))?;
+            }
+        }
+        for (method, system) in &profile.systems {
+            self.check_method(method)?;
+            system.as_ref().validate().map_err(|e| self.point(system.span(), &e))?;
+            let row = self.manifest.methods.iter().find(|row| row.id.as_ref() == method.as_ref());
+            let expected =
+                row.and_then(|row| row.system.as_ref()).map_or(SystemConfig::default().id(), |s| s.as_ref().id());
+            if system.as_ref().id() != expected {
+                let (name, found) = (method.as_ref(), system.as_ref().id());
+                let message =
+                    format!("`systems` changes settings, not the kind: `{name}` is `{expected}`, found `{found}`");
+                return Err(self.source.error(system.span(), message));
             }
         }
         let overrides = profile.overrides.iter().chain(profile.pairs.as_ref().iter().flat_map(|pair| &pair.overrides));

@@ -121,10 +121,10 @@ fn a_method_that_a_pair_does_not_allow_is_found_before_training() {
     let kd = "{ method = \"kd\", temperature = 4.0 }";
     let line = line_of(kd);
     for (loss, column, parts) in [
-        (r#"{ method = "at" }"#, 3, ["at: the student has 4 stages", "`align`", "(teacher `resnet14`, student `vgg8`"]),
+        (r#"{ method = "at" }"#, 3, ["at: the student has 4 stages", "`align`", "(`resnet14 -> vgg8`"]),
         (r#"{ method = "at", align = "exact" }"#, 20, ["at: the student has 4 stages", "`align`", "`without`"]),
         (r#"{ method = "fsp" }"#, 3, ["fsp: both networks must show as many maps", "16x28x28", "`without`"]),
-        (r#"{ method = "fitnet", map = 5 }"#, 3, ["fitnet", "5", "(teacher `resnet14`"]),
+        (r#"{ method = "fitnet", map = 5 }"#, 3, ["fitnet", "5", "(`resnet14 ->"]),
     ] {
         let lab = Lab::with(&table.replacen(kd, loss, 1));
         let text = lab.refused(&["reproduce", "tiny"]);

@@ -198,3 +198,39 @@ fn settings_that_a_loss_refuses() {
     let args = ["kd-step", "--teacher", "resnet8x4", "--student", "resnet8", "--method", "pkd", "--image", "1x8x8"];
     refused(&args, "channels must agree");
 }
+
+/// Every entry of `list methods` that is a step of its own, by the trainer itself.
+#[test]
+fn a_step_of_every_method_and_system() {
+    let lab = Lab::new();
+    let listed: Value = serde_json::from_str(&lab.ok(&["list", "methods", "--json"])).unwrap();
+    let ids: Vec<&str> = listed.as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    let networks = ["--student", "resnet8", "--teacher", "resnet14", "--image", "3x16x16", "--classes", "4"];
+    let sizes = ["--batch", "8", "--steps", "1", "--threads", "1", "--json"];
+    for id in ids.into_iter().filter(|id| !["dot", "ft-paraphraser"].contains(id)) {
+        let (keys, value) =
+            report(&lab.ok(&[&["bench", "method-step", "--method", id], &networks[..], &sizes[..]].concat()));
+        let expected =
+            "method student teacher batch threads steps step_ms parameters peak_rss_mb instruction_set image classes";
+        assert_eq!(keys.join(" "), expected);
+        positive(&value, &["step_ms", "parameters"]);
+    }
+    let text = lab.refused(&["bench", "method-step", "--method", "dmll"]);
+    assert!(text.contains("did you mean `dml`"), "{text}");
+}
+
+#[test]
+fn costs_are_measured_in_processes_of_their_own_and_merged() {
+    let lab = Lab::new();
+    let small = ["--student", "resnet8", "--teacher", "resnet8", "--image", "1x8x8", "--classes", "3"];
+    let sizes = ["--batch", "6", "--steps", "1", "--threads", "1", "--json"];
+    let args = ["bench", "costs", "--only", "kd,dml", "--save", "costs.json"];
+    let text = lab.ok(&[&args[..], &small[..], &sizes[..]].concat());
+    assert!(text.contains("kd") && text.contains("dml"), "{text}");
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(lab.path("costs.json")).unwrap()).unwrap();
+    assert_eq!(saved["methods"]["kd"]["parameters"], 0);
+    let resnet8 = saved["methods"]["dml"]["parameters"].as_i64().unwrap();
+    assert!(resnet8 > 50_000, "a second network");
+    let text = lab.refused(&[&args[..2], &["--only", "kdd"], &small[..], &sizes[..]].concat());
+    assert!(text.contains("did you mean `kd`"), "{text}");
+}

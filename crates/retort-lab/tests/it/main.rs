@@ -3,6 +3,7 @@
 mod bad_requests;
 mod batches;
 mod bench;
+mod cohorts;
 mod committed;
 mod data;
 mod docs;

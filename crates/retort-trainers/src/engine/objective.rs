@@ -14,13 +14,17 @@ pub struct Step<'a> {
     pub epoch: usize,
     /// Step of the phase, counted from 0 over all its epochs.
     pub step: usize,
+    /// Rate of this step before the groups' own factors.
+    pub lr: f64,
+    /// Which of the [`Objective::turns`] of this batch, counted from 0.
+    pub turn: usize,
 }
 
 /// What one step gives back.
 pub struct StepOutput {
     /// Named, weighted terms; the loop sums, checks, logs and differentiates them.
     pub terms: Vec<Term>,
-    /// Student logits `[B, K]`, for the training accuracy; none where there are none.
+    /// Student logits `[n, K]` of the first n rows of the batch, for the training accuracy; none where there are none.
     pub logits: Option<Tensor>,
 }
 
@@ -49,6 +53,12 @@ pub trait Objective: Send {
     /// What the optimiser may touch, in a fixed order.
     fn groups(&self) -> Vec<ParamGroup>;
 
+    /// Updates for every batch; 1 for most. With more, each has an [`Objective::step`] of its own after the one before, and
+    /// moves only the group with its number: networks that are updated one after the other. There are as many groups.
+    fn turns(&self) -> usize {
+        1
+    }
+
     /// Forward passes and loss terms of one batch; changes no parameter.
     ///
     /// # Errors
@@ -56,7 +66,7 @@ pub trait Objective: Send {
     /// Whatever networks and losses refuse.
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput>;
 
-    /// After the optimiser's step: memory banks, moving averages, on detached values.
+    /// After the optimiser's step, that of the last turn: memory banks, moving averages, on detached values.
     ///
     /// # Errors
     ///

@@ -3,12 +3,13 @@
 use super::evaluate::{TeacherOutputs, evaluate};
 use super::progress::{Progress, Running};
 use super::{Observer, Phase, Step, StepOutput, StepReport, Summary};
+use crate::state::under;
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor};
 use retort_datasets::{Batch, Dataset, Loader, LoaderConfig, Sampling, ViewConfig};
 use retort_losses::Term;
-use retort_nn::{Checkpoint, Optimizer, Seed, Tensors};
+use retort_nn::{Checkpoint, Optimizer, Seed};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,9 +145,9 @@ impl Trainer<'_> {
 
     fn save(&self, state: &PhaseState<'_>, progress: &Progress) -> Result<()> {
         let Some(policy) = &self.checkpoint else { return Ok(()) };
-        let mut tensors = Tensors::new();
-        for (prefix, part) in [(OBJECTIVE, state.phase.objective.state()?), (OPTIMIZER, state.optimizer.state()?)] {
-            tensors.extend(part.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)));
+        let mut tensors = under(OBJECTIVE, state.phase.objective.state()?);
+        for (turn, optimizer) in state.optimizers.iter().enumerate() {
+            tensors.extend(under(&of_turn(turn), optimizer.state()?));
         }
         let meta = serde_json::json!({ "fingerprint": policy.fingerprint, "progress": progress });
         Ok(Checkpoint { tensors, meta }.save(&policy.path)?)
@@ -181,7 +182,11 @@ impl Trainer<'_> {
 }
 
 const OBJECTIVE: &str = "objective";
-const OPTIMIZER: &str = "optimizer";
+
+/// What the optimiser of a turn is called in a checkpoint.
+fn of_turn(turn: usize) -> String {
+    if turn == 0 { "optimizer".into() } else { format!("optimizer{turn}") }
+}
 
 /// Steps and saves of this process, for the estimate of the time left.
 struct Clock {
@@ -216,20 +221,33 @@ impl Clock {
 struct PhaseState<'a> {
     phase: &'a mut Phase,
     loader: Loader,
-    optimizer: Optimizer,
+    /// One for each turn.
+    optimizers: Vec<Optimizer>,
 }
 
 impl<'a> PhaseState<'a> {
     fn new(phase: &'a mut Phase, train: &Dataset, seed: Seed) -> Result<Self> {
         phase.schedule.validate()?;
         let loader = phase.plan.loader(train, seed.child("data").child(&phase.name))?;
-        let optimizer = Optimizer::new(phase.optimizer.clone(), phase.objective.groups())?;
-        Ok(Self { phase, loader, optimizer })
+        let optimizer = |groups| Ok(Optimizer::new(phase.optimizer.clone(), groups)?);
+        let groups = phase.objective.groups();
+        let optimizers = match phase.objective.turns() {
+            1 => vec![optimizer(groups)?],
+            turns if turns == groups.len() => {
+                groups.into_iter().map(|group| optimizer(vec![group])).collect::<Result<_>>()?
+            }
+            turns => {
+                let message = format!("{turns} turns need as many groups of parameters, found {}", groups.len());
+                return Err(Error::Config { what: "objective".into(), message });
+            }
+        };
+        Ok(Self { phase, loader, optimizers })
     }
 
     fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.phase.objective.load_state(&checkpoint.part(OBJECTIVE))?;
-        Ok(self.optimizer.load_state(&checkpoint.part(OPTIMIZER))?)
+        let mut optimizers = self.optimizers.iter_mut().enumerate();
+        optimizers.try_for_each(|(turn, optimizer)| Ok(optimizer.load_state(&checkpoint.part(&of_turn(turn)))?))
     }
 
     fn step(&mut self, batch: Batch, epoch: usize, running: &mut Running, seed: Seed, device: &Device) -> Result<()> {
@@ -237,19 +255,27 @@ impl<'a> PhaseState<'a> {
         let number = epoch * per_epoch + running.steps;
         let mut rng = seed.child("transform").child(&self.phase.name).child(&number.to_string()).rng();
         let batch = self.phase.transform.apply(batch.to_device(device)?, &mut rng)?;
-        let output = self.phase.objective.step(&Step { batch: &batch, epoch, step: number })?;
-        let [task, method] = self.account(&output, &batch, epoch, running)?;
-        let backward = |sum: Option<Tensor>| sum.map(|sum| sum.backward()).transpose();
-        let grads = [backward(task)?, backward(method)?];
-        let present: Vec<&GradStore> = grads.iter().flatten().collect();
-        if number == 0 {
-            self.check_gradients(&self.optimizer.without_gradient(&present), &output.terms)?;
-        }
         running.lr = self.phase.schedule.rate(number, per_epoch, self.phase.epochs);
-        self.optimizer.step_split([grads[0].as_ref(), grads[1].as_ref()], running.lr)?;
+        for turn in 0..self.optimizers.len() {
+            self.turn(&Step { batch: &batch, epoch, step: number, lr: running.lr, turn }, running)?;
+        }
+        running.samples += batch.len();
         self.phase.objective.after_step()?;
         running.steps += 1;
         Ok(())
+    }
+
+    fn turn(&mut self, step: &Step<'_>, running: &mut Running) -> Result<()> {
+        let output = self.phase.objective.step(step)?;
+        let optimizer = &self.optimizers[step.turn];
+        let [task, method] = self.account(&output, step, optimizer.splits(), running)?;
+        let backward = |sum: Option<Tensor>| sum.map(|sum| sum.backward()).transpose();
+        let grads = [backward(task)?, backward(method)?];
+        let present: Vec<&GradStore> = grads.iter().flatten().collect();
+        if step.step == 0 {
+            self.check_gradients(&optimizer.without_gradient(&present), &output.terms)?;
+        }
+        Ok(self.optimizers[step.turn].step_split([grads[0].as_ref(), grads[1].as_ref()], step.lr)?)
     }
 
     /// Sums the terms, refusing any that is not finite, and adds them to the epoch's means. The sums of the task's and of
@@ -257,8 +283,8 @@ impl<'a> PhaseState<'a> {
     fn account(
         &self,
         output: &StepOutput,
-        batch: &Batch,
-        epoch: usize,
+        &Step { batch, epoch, .. }: &Step<'_>,
+        splits: bool,
         running: &mut Running,
     ) -> Result<[Option<Tensor>; 2]> {
         let samples = batch.len();
@@ -283,17 +309,17 @@ impl<'a> PhaseState<'a> {
                 }
                 *running.terms.entry(name).or_default() += found * samples as f64;
             }
-            let total = &mut totals[usize::from(self.optimizer.splits() && !term.is_task())];
+            let total = &mut totals[usize::from(splits && !term.is_task())];
             *total = Some(match total.take() {
                 Some(sum) => (sum + weighted)?,
                 None => weighted,
             });
         }
         running.loss += loss * samples as f64;
-        running.samples += samples;
         if let Some(logits) = &output.logits {
-            running.predicted += samples;
-            running.correct += correct(logits, batch.labels()?)?;
+            let rows = logits.dim(0)?;
+            running.predicted += rows;
+            running.correct += correct(logits, &batch.labels()?.narrow(0, 0, rows)?)?;
         }
         if totals.iter().all(Option::is_none) {
             let message = "a step needs at least one loss term".into();

@@ -1,13 +1,14 @@
-//! Networks with an auxiliary classifier behind every stage, and those classifiers as networks of their own.
+//! Networks with HSAKD's auxiliary classifiers behind every stage.
 
+use crate::branched::{HeadClassifier, Scores, evaluated};
 use crate::engine::Evaluated;
-use crate::state::{Parts, part, under};
+use crate::state::{Part, Parts, part, under};
 use crate::system::SystemContext;
 use crate::trained::BACKBONE;
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use retort_datasets::Batch;
-use retort_losses::self_supervised::{HsakdOutputs, class_scores};
+use retort_losses::self_supervised::HsakdOutputs;
 use retort_models::{BranchedNetwork, Branches, BranchesConfig, ModelConfig};
 use retort_nn::{Mode, Network, NetworkSpec, Outputs, Params, Taps, Tensors};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ impl Branched {
         let params = |seed| Params::new(seed, DType::F32, &ctx.device);
         let (backbone, branches) = (params(ctx.seed.child(name)), params(ctx.seed.child("branches").child(name)));
         let network = retort_models::build(model, &ctx.model, &backbone.root())?;
-        let params = Parts::new([("student", backbone), ("branches", branches.clone())]);
+        let params = Parts::new([Part::new("student", backbone), Part::new("branches", branches.clone())]);
         Self::with(ctx, model, network, &branches, params, None)
     }
 
@@ -54,8 +55,8 @@ impl Branched {
         }
         let weights = teacher.backbone();
         let network = crate::trained::frozen(&teacher.model, &teacher.config, weights.clone(), &ctx.device)?;
-        let branches = Params::new(ctx.seed.child("branches"), DType::F32, &ctx.device);
-        let params = Parts::new([("branches", branches.clone())]);
+        let branches = ctx.params("branches");
+        let params = Parts::new([Part::new("branches", branches.clone())]);
         Self::with(ctx, ctx.student, network, &branches, params, Some(weights))
     }
 
@@ -71,7 +72,7 @@ impl Branched {
         let scope = params.root().child("auxiliary_classifier");
         let branches = Branches::new(family, backbone.spec(), &rows(model, &ctx.model)?, &scope)?;
         let network = Arc::new(BranchedNetwork { backbone, branches });
-        let heads = (0..network.branches.specs().len()).map(|head| HeadClassifier::new(&network, head)).collect();
+        let heads = HeadClassifier::all(&network, Scores::Rotations);
         Ok(Self { network, heads, parts, frozen })
     }
 
@@ -104,15 +105,7 @@ impl Branched {
 
     /// The network as `student` and its auxiliary classifiers as `head1` ...
     pub(crate) fn evaluated<'a>(&'a self, teacher: Option<&'a dyn Network>) -> Vec<Evaluated<'a>> {
-        let head = |(i, head): (usize, &'a HeadClassifier)| Evaluated {
-            name: format!("head{}", i + 1),
-            network: head,
-            teacher: None,
-        };
-        [Evaluated::student(self.backbone(), teacher)]
-            .into_iter()
-            .chain(self.heads.iter().enumerate().map(head))
-            .collect()
+        evaluated(self.backbone(), &self.heads, teacher)
     }
 
     /// Weights of the network alone.
@@ -164,41 +157,5 @@ impl Network for Backbone {
 
     fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
         self.0.backbone.forward(images, mode, taps)
-    }
-}
-
-/// An auxiliary classifier as an ordinary one: the logits of a class are summed over its four rotations.
-pub(crate) struct HeadClassifier {
-    network: Arc<BranchedNetwork>,
-    head: usize,
-    spec: NetworkSpec,
-}
-
-impl HeadClassifier {
-    fn new(network: &Arc<BranchedNetwork>, head: usize) -> Self {
-        let (of_network, of_head) = (network.backbone.spec(), network.branches.specs()[head]);
-        let spec = NetworkSpec {
-            name: of_head.name.clone(),
-            maps: Vec::new(),
-            embedding: of_head.embedding,
-            pre_activations: false,
-            multiply_adds: of_network.multiply_adds.saturating_add(of_head.multiply_adds),
-            ..of_network.clone()
-        };
-        Self { network: Arc::clone(network), head, spec }
-    }
-}
-
-impl Network for HeadClassifier {
-    fn spec(&self) -> &NetworkSpec {
-        &self.spec
-    }
-
-    fn forward(&self, images: &Tensor, mode: Mode, _taps: Taps) -> retort_nn::Result<Outputs> {
-        let mut branches = self.network.forward(images, mode, Taps::default())?.branches;
-        let head = branches.swap_remove(self.head);
-        let logits =
-            class_scores(&head.logits).map_err(|e| retort_nn::Error::invalid(&self.spec.name, e.to_string()))?;
-        Ok(Outputs { logits, ..head })
     }
 }

@@ -3,11 +3,11 @@
 use super::branched::unrotated;
 use super::hsakd::check_square;
 use crate::engine::{BatchTransform, Evaluated, Objective, Phase, Step, StepOutput};
-use crate::state::{Parts, part};
+use crate::state::{Part, Parts, part};
 use crate::system::{Kind, System, SystemContext, SystemInfo, Teachers};
 use crate::trained::BACKBONE;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use retort_datasets::batch::rotate4;
@@ -15,7 +15,7 @@ use retort_datasets::{Batch, ImageShape, Modality, TransformConfig};
 use retort_losses::Term;
 use retort_losses::self_supervised::{SskdConfig, SskdOutputs, sskd, ssp};
 use retort_models::Head;
-use retort_nn::{Mode, Network, Outputs, ParamGroup, Params, Taps, Tensors, no_grad};
+use retort_nn::{Mode, Network, Outputs, ParamGroup, Taps, Tensors, no_grad};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -54,9 +54,9 @@ impl System for SskdTeacherConfig {
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
         let trained = ctx.teacher(Self::INFO.id)?;
         let network = trained.network(&ctx.device)?;
-        let params = Params::new(ctx.seed.child("head"), DType::F32, &ctx.device);
+        let params = ctx.params("head");
         let head = Head::sskd(network.spec().embedding, &params.root())?;
-        let parts = Parts::new([("head", params)]);
+        let parts = Parts::new([Part::new("head", params)]);
         let objective = TeacherPhase { network, backbone: trained.backbone(), head, parts };
         Ok(vec![phase(ctx, "head", Box::new(objective))?])
     }
@@ -125,11 +125,10 @@ impl System for SskdConfig {
             );
             return Err(Error::Config { what: Self::INFO.id.into(), message });
         }
-        let [params, head_params] =
-            ["student", "head"].map(|name| Params::new(ctx.seed.child(name), DType::F32, &ctx.device));
+        let [params, head_params] = ["student", "head"].map(|name| ctx.params(name));
         let student = retort_models::build(ctx.student, &ctx.model, &params.root())?;
         let head = Head::sskd(student.spec().embedding, &head_params.root())?;
-        let parts = Parts::new([("student", params), ("head", head_params)]);
+        let parts = Parts::new([Part::new("student", params), Part::new("head", head_params)]);
         let teacher = trained.projected(&ctx.device)?;
         let objective = StudentPhase { student: (student, head), teacher, parts, config: self.clone() };
         Ok(vec![phase(ctx, "distil", Box::new(objective))?])

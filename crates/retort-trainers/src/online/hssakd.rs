@@ -3,7 +3,7 @@
 use crate::engine::{Evaluated, Objective, Phase, Step, StepOutput};
 use crate::offline::{Branched, Ensemble};
 use crate::state::{part, under};
-use crate::system::{Kind, System, SystemContext, SystemInfo, Teachers};
+use crate::system::{Kind, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_datasets::batch::rotate4;
@@ -40,10 +40,6 @@ impl System for HssakdOnlineConfig {
 
     fn check(&self) -> Result<()> {
         Ok(self.weights.validate()?)
-    }
-
-    fn teachers(&self) -> Teachers {
-        Teachers::None
     }
 
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {

@@ -1,8 +1,10 @@
 //! The loop's promises: same bits, resume, clear stops.
 
 mod batches;
+mod online;
 mod phases;
 mod probe;
+mod self_distillation;
 mod self_supervised;
 mod systems;
 
