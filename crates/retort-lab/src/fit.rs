@@ -59,6 +59,7 @@ impl<'a> Check<'a> {
     /// Refuses a row that the networks of a pair or the batches do not allow.
     pub(crate) fn row(&mut self, pair: &Pair, method: &MethodConfig, spec: &RunSpec) -> Result<()> {
         self.judged(method, spec)?;
+        self.probed(spec)?;
         let splits = self.rows.find(&spec.data)?;
         self.loaded.check_batches(self.profile, method.batches.as_ref(), &splits.train.class_counts())?;
         let of_teacher = self.profile.teacher_modality.unwrap_or(self.profile.modality);
@@ -103,6 +104,33 @@ impl<'a> Check<'a> {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a probe that the networks of a row, or the rows of the probe, do not allow.
+    fn probed(&self, spec: &RunSpec) -> Result<()> {
+        let Some(settings) = &self.profile.probe else { return Ok(()) };
+        let refused = |message: String| Err(self.loaded.point(settings.config.span(), &message));
+        for run in spec.with_teachers() {
+            let Some(probe) = &run.probe else { continue };
+            let rows = self.rows.find(&probe.data)?;
+            let (own, seen) = (RunData::of(run, &self.rows)?.model, rows.model(run.modality)?);
+            if (own.in_channels, own.image) != (seen.in_channels, seen.image) {
+                let shape = |m: &ModelConfig| format!("{}x{}x{}", m.in_channels, m.image[0], m.image[1]);
+                let (expected, found) = (shape(&own), shape(&seen));
+                return refused(format!(
+                    "the `data` of the probe must be images of {expected}, as `{}` sees them, found {found}",
+                    run.model
+                ));
+            }
+            if let Some(k) = probe.config.knn.iter().find(|&&k| k > rows.train.len()) {
+                return refused(format!("`knn` must be at most the {} rows of the probe, found {k}", rows.train.len()));
+            }
+            let network = retort_models::info(&run.model).and_then(|info| info.spec(&own)).map_err(Error::request)?;
+            if probe.config.stages && network.stages().is_empty() {
+                return refused(format!("`stages` needs networks with stages, `{}` has none", run.model));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a loss whose shapes the networks do not allow, or that reads labels which are taken away.

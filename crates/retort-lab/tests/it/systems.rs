@@ -242,6 +242,13 @@ fn mistakes_are_found_before_anything_runs() {
     let kd = "{ method = \"kd\" }";
     wrong("{ method = \"simreg\", head = \"linear\" }", kd, &["`kd` reads the teacher's logits", "self-supervised"]);
     wrong("knn = [1, 3]", "knn = [0]", &["tiny.toml:", "knn"]);
+    wrong("knn = [1, 3]", "knn = [1, 41]", &["tiny.toml:", "`knn` must be at most the 40 rows", "found 41"]);
+    let other = "[profiles.quick.probe]\ndata = { name = \"fashion-mnist-10k\", train = 40, test = 40 }";
+    let own = "[profiles.quick.probe]\ndata = { name = \"digits-8x8\", skip = 100, train = 40, test = 40 }";
+    wrong(own, other, &["tiny.toml:", "images of 1x8x8", "found 1x28x28"]);
+    let smaller = r#"teacher = "resnet14", student = "resnet8""#;
+    let mlp = r#"teacher = "resnet14", student = "mlp-512-256-128""#;
+    wrong(smaller, mlp, &["tiny.toml:", "`stages` needs networks with stages", "mlp-512-256-128"]);
     wrong("modality = \"sobel\"", "modality = \"chrominance\"", &["modality", "3 (red, green, blue)"]);
     wrong("skip = 100, train = 60", "skip = 7, train = 60", &["tiny.toml:", "`skip`"]);
     wrong("skip = 100, train = 60", "skip = 1000, train = 900", &["rows of class"]);
