@@ -1,17 +1,17 @@
 //! Mutual contrastive learning without labels: momentum encoders and queues of their keys.
 
 use super::cohort::Others;
-use crate::engine::{Evaluated, Objective, Phase, Step, StepOutput};
+use crate::engine::{Evaluated, Phase, Step, StepOutput};
+use crate::learner::{Learner, Method};
 use crate::self_supervised::reached;
-use crate::state::{Part, Parts, part, under};
+use crate::state::{Part, Parts};
 use crate::system::{Kind, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use retort_losses::online::{MclQueues, MclSettings};
 use retort_models::Head;
-use retort_nn::{Mode, Network, ParamGroup, Params, Taps, Tensors, no_grad};
+use retort_nn::{Mode, Network, Params, Taps, Tensors, no_grad};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Networks without labels: each tells the second view of an image, as a slowly moving copy of itself or of another
@@ -116,8 +116,8 @@ impl System for MclMocoConfig {
         let seed = ctx.seed.child(Self::INFO.id).child("queues");
         let queues = MclQueues::init(pairs.len(), self.queue, self.dim, seed, DType::F32, &ctx.device)?;
         let parts = Parts::new(pairs.iter().flat_map(Pair::parts));
-        let objective = MclMoco { pairs, parts, queues, due: Vec::new(), config: self.clone() };
-        Ok(vec![ctx.recipe.phase("views", Box::new(objective))])
+        let method = MclMoco { pairs, queues, due: Vec::new(), config: self.clone() };
+        Ok(vec![ctx.recipe.phase("views", Box::new(Learner::new(parts, method)))])
     }
 }
 
@@ -147,8 +147,8 @@ struct Pair {
     name: String,
     query: Encoder,
     key: Encoder,
-    /// Parameters of the trained network that its embedding depends on: not the classifier's.
-    reached: Vec<String>,
+    /// Parameters of the trained network that its embedding does not depend on: the classifier's.
+    unreached: Vec<String>,
 }
 
 impl Pair {
@@ -158,13 +158,15 @@ impl Pair {
         let copy = |params: &Params| Ok::<_, Error>(Params::from_tensors(params.snapshot()?, DType::F32, &ctx.device));
         let key = Encoder::new(model, ctx, dim, copy(&query.params)?, copy(&query.head_params)?)?;
         let reached = reached(query.network.as_ref(), &query.params)?;
-        Ok(Self { name, query, key, reached })
+        let all = query.params.trainable().into_iter().map(|(name, _)| name);
+        let unreached = all.filter(|name| !reached.contains(name)).collect();
+        Ok(Self { name, query, key, unreached })
     }
 
     fn parts(&self) -> [Part; 4] {
         let part = |suffix: &str, params: &Params| Part::new(format!("{}{suffix}", self.name), params.clone());
         [
-            part("", &self.query.params),
+            part("", &self.query.params).fixed(self.unreached.clone()),
             part("-head", &self.query.head_params),
             part("-key", &self.key.params).not_optimised(),
             part("-key-head", &self.key.head_params).not_optimised(),
@@ -190,26 +192,13 @@ fn follow(query: &Params, key: &Params, momentum: f64) -> Result<()> {
 
 struct MclMoco {
     pairs: Vec<Pair>,
-    parts: Parts,
     queues: MclQueues,
     /// The keys of this step.
     due: Vec<Tensor>,
     config: MclMocoConfig,
 }
 
-const QUEUES: &str = "queues";
-
-impl Objective for MclMoco {
-    fn groups(&self) -> Vec<ParamGroup> {
-        let own = |pair: &Pair| pair.reached.iter().map(|name| format!("{}.{name}", pair.name)).collect::<Vec<_>>();
-        let reached: BTreeSet<String> = self.pairs.iter().flat_map(own).collect();
-        let mut groups = self.parts.groups();
-        for group in &mut groups {
-            group.params.retain(|(name, _)| reached.contains(name) || name.contains("-head."));
-        }
-        groups
-    }
-
+impl Method for MclMoco {
     fn step(&mut self, step: &Step<'_>) -> Result<StepOutput> {
         let Some(second) = step.batch.more_views.first() else {
             return Err(wrong("expected two views of every image, found one".into()));
@@ -236,19 +225,11 @@ impl Objective for MclMoco {
         Vec::new()
     }
 
-    /// The first network alone.
-    fn weights(&self) -> Result<Tensors> {
-        Ok(self.pairs[0].query.params.snapshot()?)
+    fn memory(&self) -> Result<Tensors> {
+        Ok(self.queues.state()?)
     }
 
-    fn state(&self) -> Result<Tensors> {
-        let mut state = self.parts.state()?;
-        state.extend(under(QUEUES, self.queues.state()?));
-        Ok(state)
-    }
-
-    fn load_state(&mut self, state: &Tensors) -> Result<()> {
-        self.parts.load(state)?;
-        Ok(self.queues.load_state(&part(state, &format!("{QUEUES}.")))?)
+    fn load_memory(&mut self, memory: &Tensors) -> Result<()> {
+        Ok(self.queues.load_state(memory)?)
     }
 }

@@ -461,9 +461,9 @@ fn copies_follow_their_networks_and_the_classifiers_stay() {
     assert!(!same(&start["student.conv1.weight"], &end["student.conv1.weight"]));
     assert!(!same(&start["peer1-head.linear.weight"], &end["peer1-head.linear.weight"]));
     assert!(same(&start["student-key.conv1.weight"], &start["student.conv1.weight"]), "they start as copies");
-    assert!(!same(&start["queues.queue0"], &end["queues.queue0"]));
+    assert!(!same(&start["memory.queue0"], &end["memory.queue0"]));
     // 60 keys went into 20 places.
-    assert_eq!(end["queues.position"].to_vec1::<f64>().unwrap(), [0.0]);
+    assert_eq!(end["memory.position"].to_vec1::<f64>().unwrap(), [0.0]);
     let (_, end) = after(0.0);
     for (key, query) in
         [("student-key.conv1.weight", "student.conv1.weight"), ("peer1-key-head.linear.bias", "peer1-head.linear.bias")]
