@@ -8,7 +8,7 @@ use crate::features::Features;
 use crate::figures::Embedding;
 use crate::import::ImportArgs;
 use crate::list::{What, text};
-use crate::manifest::{Loaded, collection};
+use crate::manifest::{Loaded, collection, collection_at};
 use crate::plan::{NUMERICS, Plan, RunSpec, Selection};
 use crate::record::Record;
 use crate::runner::{Layout, Outcome, Resources, Runner};
@@ -17,6 +17,7 @@ use crate::table::{Records, Table};
 use crate::tune::Search;
 use crate::{Error, Result};
 use clap::{Args, Parser, Subcommand};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -126,7 +127,7 @@ struct TuneArgs {
 
 #[derive(Debug, Args)]
 struct TrainArgs {
-    /// A manifest file.
+    /// A manifest file; of a report, the run may belong to any of its parts.
     manifest: PathBuf,
     /// Id of the run, as `reproduce --plan` prints it.
     #[arg(long)]
@@ -183,7 +184,7 @@ fn reproduce(args: &ReproduceArgs, out: &mut dyn Write, stop: &AtomicBool) -> Re
     let mut failed = Vec::new();
     let wanted =
         |loaded: &&Loaded| args.only.is_empty() || loaded.method_ids().any(|id| args.only.iter().any(|o| o == id));
-    for loaded in parts.iter().filter(wanted) {
+    for loaded in with_profile(&parts, args.profile.as_deref()).into_iter().filter(wanted) {
         match reproduce_one(args, loaded, out, stop) {
             Ok(table) => tables.extend(table),
             // The other tables of the report are worth having.
@@ -261,16 +262,29 @@ fn tune(args: &TuneArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
 }
 
 fn train(args: &TrainArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {
-    let loaded = Loaded::read(&args.manifest)?;
+    let (_, parts) = collection_at(&args.manifest)?;
     let selection = Selection { only: vec![], seeds: args.seeds };
-    let (plan, data) = plan(&loaded, args.profile.as_deref(), &selection, &args.common)?;
-    let runs = plan.by_id();
-    let spec = runs.get(&args.run).ok_or_else(|| {
-        let hint = crate::source::suggestion(&args.run, runs.keys().map(String::as_str));
-        Error::Request(format!("profile `{}` has no run `{}`{hint}", plan.profile, args.run))
-    })?;
-    let record = args.common.runner(&data.all(), stop)?.one(spec)?;
-    print(out, &format!("{}\n", result_line(&record)))
+    let (mut known, mut profiles) = (Vec::new(), BTreeSet::new());
+    for loaded in with_profile(&parts, args.profile.as_deref()) {
+        let (plan, data) = plan(loaded, args.profile.as_deref(), &selection, &args.common)?;
+        let runs = plan.by_id();
+        if let Some(spec) = runs.get(&args.run) {
+            let record = args.common.runner(&data.all(), stop)?.one(spec)?;
+            return print(out, &format!("{}\n", result_line(&record)));
+        }
+        profiles.insert(format!("`{}`", plan.profile));
+        known.extend(runs.into_keys());
+    }
+    let hint = crate::source::suggestion(&args.run, known.iter().map(String::as_str));
+    let profiles: Vec<String> = profiles.into_iter().collect();
+    Err(Error::Request(format!("profile {} has no run `{}`{hint}", profiles.join(", "), args.run)))
+}
+
+/// The parts of a report that have this profile; all of them where none has it, and the first one says so.
+fn with_profile<'a>(parts: &'a [Loaded], profile: Option<&str>) -> Vec<&'a Loaded> {
+    let has = |loaded: &&Loaded| profile.is_none_or(|name| loaded.manifest.profiles.contains_key(name));
+    let found: Vec<&Loaded> = parts.iter().filter(has).collect();
+    if found.is_empty() { parts.iter().collect() } else { found }
 }
 
 fn rerun(args: &RerunArgs, out: &mut dyn Write, stop: &AtomicBool) -> Result<()> {

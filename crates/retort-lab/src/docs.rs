@@ -27,7 +27,7 @@ const INDEX: &str = "README.md";
 const DOT: &str = "dot";
 
 /// Rows of published tables that others are compared with, the first of them that a table has.
-const REFERENCES: [&str; 4] = ["student", "no KD", "baseline", "KD"];
+const REFERENCES: [&str; 5] = ["student", "no KD", "baseline", "Cross-entropy", "KD"];
 
 #[derive(Debug, Args)]
 pub(crate) struct DocsArgs {
@@ -109,27 +109,73 @@ impl DocsArgs {
 fn generated(experiments: &Path) -> Result<BTreeMap<String, String>> {
     let manifests = Loaded::all(experiments)?;
     let published = published(&experiments.join("published"))?;
+    let published = Gains { tables: &published, names: PublishedNames::of(&manifests) };
     let rows = rows();
     let mut pages = BTreeMap::from([(INDEX.to_string(), index(&rows))]);
     for config in LossConfig::defaults() {
         let row = rows.iter().find(|row| row.id == config.id()).expect("the rows come from the registry");
-        let page = [facts(config.info(), row, &manifests), defaults(&config, "method"), gains(config.id(), &published)];
+        let page = [facts(config.info(), row, &manifests), defaults(&config, "method"), published.page(config.id())];
         pages.insert(format!("{}.md", config.id()), page.concat());
     }
     for config in SystemConfig::defaults().into_iter().filter(|config| !config.is_default()) {
         let row = rows.iter().find(|row| row.id == config.id()).expect("the rows come from the registry");
-        let page = [system(&config, row, &manifests), defaults(&config, "kind"), gains(config.id(), &published)];
+        let page = [system(&config, row, &manifests), defaults(&config, "kind"), published.page(config.id())];
         pages.insert(format!("{}.md", config.id()), page.concat());
     }
-    pages.insert(format!("{DOT}.md"), trainer(&rows, &manifests) + &gains(DOT, &published));
+    pages.insert(format!("{DOT}.md"), trainer(&rows, &manifests) + &published.page(DOT));
     Ok(pages)
 }
 
-/// The published gains of a method.
-fn gains(id: &str, published: &[Published]) -> String {
-    let tables: String = published.iter().map(|table| table.gains(id)).collect();
-    let none = "No published table in `experiments/published` has it.\n\n";
-    format!("## Published gain\n\n{}", if tables.is_empty() { none } else { &tables })
+/// Published tables, and which methods their rows are of.
+struct Gains<'a> {
+    tables: &'a [Published],
+    names: PublishedNames,
+}
+
+impl Gains<'_> {
+    /// The published gains of a method.
+    fn page(&self, id: &str) -> String {
+        let tables: String = self.tables.iter().map(|table| table.gains(id, &self.names)).collect();
+        let none = "No published table in `experiments/published` has it.\n\n";
+        format!("## Published gain\n\n{}", if tables.is_empty() { none } else { &tables })
+    }
+}
+
+/// The methods of published rows, as far as manifests say under which name a row was published.
+#[derive(Default)]
+struct PublishedNames(BTreeMap<String, BTreeSet<String>>);
+
+impl PublishedNames {
+    fn of(manifests: &[Loaded]) -> Self {
+        let mut names = Self::default();
+        for loaded in manifests {
+            let baseline = loaded.manifest.baseline.as_ref();
+            for row in loaded.manifest.methods.iter().filter(|row| row.id.as_ref() != baseline) {
+                if let Some(name) = &row.published {
+                    names.0.entry(name.as_ref().clone()).or_default().extend(methods_of(row));
+                }
+            }
+        }
+        names
+    }
+
+    /// Whether a published row is one of a method: as a manifest says, or else by a part of its name.
+    fn is_of(&self, name: &str, id: &str) -> bool {
+        let plain = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+        let said = self.0.get(name);
+        let parts = || name.split('+').any(|part| plain(part) == plain(id));
+        said.is_some_and(|methods| methods.contains(id)) || ((said.is_none() || name.contains('+')) && parts())
+    }
+}
+
+/// The methods of a row: its system, or its losses but for the task's own where there are others.
+fn methods_of(row: &Row) -> Vec<String> {
+    if let Some(system) = row.system.as_ref().map(toml::Spanned::as_ref).filter(|system| !system.info().losses) {
+        return vec![system.id().into()];
+    }
+    let losses = row.losses.iter().map(|loss| loss.as_ref().info());
+    let of_losses = losses.filter(|info| info.ce_weight.is_some() || info.id == row.id.as_ref()).map(|info| info.id);
+    of_losses.map(String::from).collect()
 }
 
 /// The upper part of the page of the trainer that is no loss.
@@ -282,8 +328,12 @@ fn defaults(config: &impl serde::Serialize, tag: &str) -> String {
     let Ok(Value::Object(fields)) = serde_json::to_value(config) else {
         unreachable!("a configuration is a table of fields")
     };
+    let fields: Vec<(&String, &Value)> = fields.iter().filter(|(name, _)| *name != tag).collect();
+    if fields.is_empty() {
+        return "## Defaults\n\nNo settings.\n\n".into();
+    }
     let mut text = "## Defaults\n\n".to_string() + &line(["field", "default"]) + &line(["---", "---"]);
-    for (name, value) in fields.iter().filter(|(name, _)| *name != tag) {
+    for (name, value) in fields {
         let value = if value.is_null() { "not set".into() } else { format!("`{value}`") };
         text += &line([format!("`{name}`"), value]);
     }
@@ -310,23 +360,22 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 
 impl Published {
     /// A table of the rows in which a method occurs, alone or with others; empty where there is none.
-    fn gains(&self, id: &str) -> String {
-        let plain = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-        let with =
-            |row: &&PublishedRow| row.value.is_some() && row.method.split('+').any(|part| plain(part) == plain(id));
+    fn gains(&self, id: &str, names: &PublishedNames) -> String {
         let mut lines = String::new();
         let mut sources = BTreeSet::new();
-        for row in self.rows.iter().filter(with) {
-            let (Some(value), Some((reference, without))) = (row.value, self.reference(row)) else { continue };
+        for row in self.rows.iter().filter(|row| names.is_of(&row.method, id)) {
+            let Some(value) = row.value else { continue };
             sources.insert(row.source.as_str());
-            lines += &line([
-                format!("{} -> {}", row.teacher, row.student),
-                row.method.clone(),
-                reference.into(),
-                format!("{without:.2}"),
-                format!("{value:.2}"),
-                format!("{:+.2}", value - without),
-            ]);
+            let pair = match row.teacher.as_str() {
+                "" => row.student.clone(),
+                teacher => format!("{teacher} -> {}", row.student),
+            };
+            // Some tables have nothing that a row could be compared with.
+            let (reference, without, gain) = match self.reference(row) {
+                Some((name, without)) => (name, format!("{without:.2}"), format!("{:+.2}", value - without)),
+                None => ("-", "-".into(), "-".into()),
+            };
+            lines += &line([pair, row.method.clone(), reference.into(), without, format!("{value:.2}"), gain]);
         }
         if lines.is_empty() {
             return lines;
@@ -338,7 +387,7 @@ impl Published {
             self.paper,
             self.table,
             sources.join(", "),
-            line(["teacher -> student", "row", "reference", "accuracy of the reference", "of the row", "gain"]),
+            line(["networks", "row", "reference", "accuracy of the reference", "of the row", "gain"]),
             "|---|---|---|---:|---:|---:|\n",
         )
     }
@@ -405,13 +454,19 @@ mod tests {
             row("DKD", "c", 3.0),
         ];
         let table = Published { paper: "P".into(), table: "T".into(), dataset: "D".into(), rows };
-        let text = table.gains("kd");
+        let mut names = PublishedNames::default();
+        let gains = |id: &str| table.gains(id, &names);
+        let text = gains("kd");
         assert!(text.contains("| big -> a | KD | student | 70.00 | 72.50 | +2.50 |"), "{text}");
         assert!(text.contains("| big -> b | CRD+KD | student | 60.00 | 59.00 | -1.00 |"), "{text}");
-        assert!(!text.contains("SKD") && !text.contains("-> c"), "{text}");
+        assert!(!text.contains("SKD") && text.contains("| big -> c | KD | - | - | 1.00 | - |"), "{text}");
         // Where a table has no plain student, KD is what it compares with.
-        assert!(table.gains("dkd").contains("| big -> c | DKD | KD | 1.00 | 3.00 | +2.00 |"), "{}", table.gains("dkd"));
-        assert_eq!(table.gains("at"), "");
+        assert!(gains("dkd").contains("| big -> c | DKD | KD | 1.00 | 3.00 | +2.00 |"), "{}", gains("dkd"));
+        assert_eq!(gains("at"), "");
+        // A manifest knows better than the name.
+        names.0.insert("SKD".into(), BTreeSet::from(["at".to_string()]));
+        assert!(table.gains("at", &names).contains("| big -> a | SKD | student |"));
+        assert_eq!(table.gains("skd", &names), "");
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl<'a> Check<'a> {
             losses.iter().try_for_each(|loss| self.loss(pair, spec, loss))?;
             self.batches(method, spec, losses)?;
         }
+        self.rest(method, spec)?;
         match self.profile.system(method).is_some() {
             true => self.system(pair, method, spec),
             false => Ok(()),
@@ -188,6 +189,23 @@ impl<'a> Check<'a> {
             let span = self.profile.system(method).map_or(method.id.span(), Spanned::span);
             self.loaded.point(span, &format!("{e} (`{}`)", pair.heading()))
         })
+    }
+
+    /// Refuses a system of which the last batch of an epoch has too few rows, teachers of the row included.
+    fn rest(&self, method: &MethodConfig, spec: &RunSpec) -> Result<()> {
+        for run in spec.with_teachers() {
+            let (size, rows, least) = (run.batch_size, run.data.train, run.system.least_rows());
+            let last = if rows.is_multiple_of(size) { size } else { rows % size };
+            if last < least {
+                let message = format!(
+                    "`{}` needs batches of at least {least} rows, but {rows} training images in batches of {size} leave {last} \
+                     for the last one; change `batch_size` or the number of training images",
+                    run.system.id()
+                );
+                return Err(self.loaded.point(method.id.span(), &message));
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a loss that some batch of an epoch, the last one at least, has too few rows for.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::Spanned;
 
-pub use loaded::{Loaded, collection, tables};
+pub use loaded::{Loaded, collection, collection_at, tables};
 
 /// The id of the teacher's row in every table.
 pub(crate) const TEACHER: &str = "teacher";

@@ -4,8 +4,9 @@ use crate::costs::Costs;
 use retort_losses::feature::FtConfig;
 use retort_losses::{ExtraPhase, Family, Inputs, LossConfig, MapChoice, MethodInfo, Side};
 use retort_nn::OptimizerConfig;
-use retort_trainers::{Kind, SystemInfo, systems};
+use retort_trainers::{Kind, SystemConfig};
 use serde::Serialize;
+use serde_json::Value;
 
 /// One method in words; `-` where there is nothing to say. `s` is the student, `t` the teacher.
 #[derive(Clone, Debug, Serialize)]
@@ -75,7 +76,7 @@ impl MethodRow {
             trainable: list(&trainable(info)),
             state: list(&state(info)),
             default_weight: weights(info),
-            settings: settings(config),
+            settings: settings(config, &["method", "weight"]),
             extra_parameters: "-".into(),
             cost: "-".into(),
             code_base: code_base(info.code_bases),
@@ -176,16 +177,22 @@ fn state(info: &MethodInfo) -> Vec<&'static str> {
     info.state.iter().chain(info.buffers).copied().chain(epoch).chain(margins).collect()
 }
 
-/// `temperature 4, variant rep-distiller`: every default that is a number or a word, but for the weight.
-fn settings(config: &LossConfig) -> String {
-    let fields = serde_json::to_value(config).unwrap_or_default();
-    let fields = fields.as_object().into_iter().flatten();
-    let words = fields.filter(|(name, _)| !matches!(name.as_str(), "method" | "weight")).filter_map(|(name, value)| {
-        let value = value.as_str().map(String::from).or_else(|| value.as_f64().map(|number| number.to_string()))?;
-        Some(format!("{name} {value}"))
-    });
-    let words = words.collect::<Vec<_>>().join(", ");
+/// `temperature 4, variant rep-distiller`: every default that is a number or a word, but for those called `besides`.
+fn settings(config: &impl Serialize, besides: &[&str]) -> String {
+    let words = words(&serde_json::to_value(config).unwrap_or_default(), besides).join(", ");
     if words.is_empty() { "-".into() } else { words }
+}
+
+fn words(config: &Value, besides: &[&str]) -> Vec<String> {
+    let fields = config.as_object().into_iter().flatten().filter(|(name, _)| !besides.contains(&name.as_str()));
+    let of_field = |(name, value): (&String, &Value)| match value {
+        Value::String(word) => vec![format!("{name} {word}")],
+        Value::Number(number) => vec![format!("{name} {}", number.as_f64().unwrap_or_default())],
+        // The settings of a system's loss.
+        Value::Object(_) if name == "loss" => words(value, &["kind"]),
+        _ => Vec::new(),
+    };
+    fields.flat_map(of_field).collect()
 }
 
 fn list(words: &[&str]) -> String {
@@ -219,7 +226,7 @@ pub(crate) fn rows() -> Vec<MethodRow> {
         rows.push(row);
     }
     rows.push(dot());
-    rows.extend(systems().iter().filter(|info| !info.losses).map(system));
+    rows.extend(SystemConfig::defaults().iter().filter(|config| !config.info().losses).map(system));
     let measured = Costs::measured().map(|costs| costs.methods).unwrap_or_default();
     for row in &mut rows {
         if let Some(cost) = measured.get(&row.id) {
@@ -231,7 +238,8 @@ pub(crate) fn rows() -> Vec<MethodRow> {
 }
 
 /// A kind of training with terms of its own.
-fn system(info: &SystemInfo) -> MethodRow {
+fn system(config: &SystemConfig) -> MethodRow {
+    let info = config.info();
     let none = "-".to_string();
     let labels = if info.kind == Kind::SelfSupervised { none.clone() } else { "yes".into() };
     MethodRow {
@@ -240,7 +248,7 @@ fn system(info: &SystemInfo) -> MethodRow {
         paper: info.paper.map(String::from),
         year: info.year,
         arxiv: info.arxiv.map(String::from),
-        family: kind(info.kind).into(),
+        family: format!("{}{}", kind(info.kind), if info.is_reconstruction() { " (reconstruction)" } else { "" }),
         logits: none.clone(),
         pooled: none.clone(),
         maps: none.clone(),
@@ -250,7 +258,7 @@ fn system(info: &SystemInfo) -> MethodRow {
         trainable: list(info.trainable),
         state: list(info.state),
         default_weight: none.clone(),
-        settings: none.clone(),
+        settings: settings(config, &["kind"]),
         extra_parameters: none.clone(),
         cost: none,
         code_base: code_base(info.code_bases),
@@ -325,7 +333,7 @@ mod tests {
     #[test]
     fn there_is_a_row_for_every_method_and_system_and_two_more() {
         let rows = rows();
-        assert_eq!(rows.len(), LossConfig::defaults().len() + 2 + systems().len() - 1);
+        assert_eq!(rows.len(), LossConfig::defaults().len() + 2 + retort_trainers::systems().len() - 1);
         let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap().cells();
         assert_eq!(row("kd")[1..3], ["output", "s,t"]);
         assert_eq!(row("kd")[10..12], ["0.1 / 0.9", "temperature 4"]);

@@ -32,13 +32,9 @@ pub struct Measure {
 
 impl Measure {
     fn of(&self, record: &Record, rule: Rule) -> Option<f64> {
-        let measures = &record.result.measures;
         let (value, usual) = match self.name.strip_prefix("term:") {
-            Some(term) => (record.epochs.last()?.terms.get(term), 1.0),
-            None => {
-                let best = (rule == Rule::BestEpoch).then(|| measures.get(&format!("best.{}", self.name))).flatten();
-                (best.or_else(|| measures.get(&self.name)), 100.0)
-            }
+            Some(term) => (record.epochs.last()?.terms.get(term).copied(), 1.0),
+            None => (rule.measure(record, &self.name), 100.0),
         };
         Some(value? * self.scale.unwrap_or(usual))
     }
@@ -50,6 +46,20 @@ impl Rule {
         match self {
             Self::Last => record.result.accuracy,
             Self::BestEpoch => record.result.best_accuracy,
+        }
+    }
+
+    /// A measure of the record: an accuracy of a network beside the student by this rule, all else as it ended.
+    fn measure(self, record: &Record, name: &str) -> Option<f64> {
+        let measures = &record.result.measures;
+        let last = || measures.get(name).copied();
+        match self {
+            Self::Last => last(),
+            Self::BestEpoch => {
+                let evaluated = record.epochs.iter().filter_map(|epoch| epoch.evaluations.get(name));
+                let best = evaluated.map(|evaluation| evaluation.accuracy).max_by(f64::total_cmp);
+                measures.get(&format!("best.{name}")).copied().or(best).or_else(last)
+            }
         }
     }
 

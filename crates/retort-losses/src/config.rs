@@ -362,9 +362,14 @@ pub(crate) mod check {
         range((1e-3..=1e3).contains(&x), method, field, "a number in 0.001 ..= 1000", x)
     }
 
-    /// A number without bounds.
-    pub(crate) fn finite(method: &'static str, field: &'static str, x: f64) -> Result<()> {
-        range(x.is_finite(), method, field, "a finite number", x)
+    /// A factor of either sign.
+    pub(crate) fn coefficient(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range((-1e3..=1e3).contains(&x), method, field, "a number in -1000 ..= 1000", x)
+    }
+
+    /// The argument of a sigmoid; beyond this range it has no slope.
+    pub(crate) fn logit(method: &'static str, field: &'static str, x: f64) -> Result<()> {
+        range((-30.0..=30.0).contains(&x), method, field, "a number in -30 ..= 30", x)
     }
 
     /// An exponent of activations; larger ones overflow f32 at once.

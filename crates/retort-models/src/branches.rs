@@ -10,6 +10,7 @@ use candle_core::{D, Tensor};
 use retort_kernels::resize_bilinear2d;
 use retort_nn::{Init, Linear, MapShape, Mode, Network, NetworkSpec, Outputs, Scope, Taps, no_grad};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A group of the network, built once more in a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -417,8 +418,8 @@ pub fn dense_votes(classifier: &Linear, map: &Tensor, upsampled: bool) -> retort
 
 /// A network with branches, under the keys of the reference code: `backbone.*` and `auxiliary_classifier.*`.
 pub struct BranchedNetwork {
-    /// The network.
-    pub backbone: Box<dyn Network>,
+    /// The network; others may have it without the branches.
+    pub backbone: Arc<dyn Network>,
     /// Its branches.
     pub branches: Branches,
 }
@@ -445,7 +446,7 @@ impl BranchedNetwork {
         rows: &BranchesConfig,
         scope: &Scope,
     ) -> Result<Self> {
-        let backbone = family.build(name, config, &scope.child("backbone"))?;
+        let backbone: Arc<dyn Network> = Arc::from(family.build(name, config, &scope.child("backbone"))?);
         let branches = Branches::new(family, backbone.spec(), rows, &scope.child("auxiliary_classifier"))?;
         Ok(Self { backbone, branches })
     }

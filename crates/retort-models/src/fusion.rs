@@ -1,4 +1,4 @@
-//! Fusion of the peers' last maps: FFL's module, and the attention that MFEF puts before it.
+//! Fusion of the peers' last maps: FFL's module, and the attention that MFEF puts before it (a reconstruction).
 
 use crate::Result;
 use crate::block::Trace;
@@ -105,7 +105,7 @@ pub(crate) fn check_map(what: &str, shape: &MapShape, map: &Tensor) -> retort_nn
     check_batch(what, "a map", [shape.channels, shape.height, shape.width], map)
 }
 
-/// What MFEF does with a peer's last map before the fusion (after Zou et al. 2022, arXiv 2206.08224).
+/// What MFEF does with a peer's last map before the fusion, a reconstruction (after Zou et al. 2022, arXiv 2206.08224).
 ///
 /// **A reconstruction**: no code of the paper is public and only its abstract was available. Each part can be left out.
 ///

@@ -88,7 +88,7 @@ impl Exits {
     /// The student as it always starts, with these branches, and the parts `student` and `heads`.
     pub(crate) fn new(ctx: &SystemContext<'_>, rows: &BranchesConfig) -> Result<(Self, [Part; 2])> {
         let (params, head_params) = (ctx.params("student"), ctx.params("heads"));
-        let backbone = retort_models::build(ctx.student, &ctx.model, &params.root())?;
+        let backbone: Arc<dyn Network> = Arc::from(retort_models::build(ctx.student, &ctx.model, &params.root())?);
         let family = &retort_models::info(ctx.student)?.family;
         let branches = Branches::new(family, backbone.spec(), rows, &head_params.root())?;
         let network = Arc::new(BranchedNetwork { backbone, branches });

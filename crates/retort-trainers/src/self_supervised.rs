@@ -13,6 +13,12 @@ use retort_nn::{Mode, Network, ParamGroup, Params, Scope, Seed, Taps, Tensors};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// Twice what VICReg has behind a ResNet-50: a layer between two such has a gigabyte.
+const MOST_WIDTH: usize = 1 << 14;
+
+/// More layers than anybody's projector has.
+const MOST_LAYERS: usize = 16;
+
 /// How a backbone learns without labels.
 ///
 /// In a manifest: `{ method = { kind = "simsiam", bottleneck = 64 }, projector = [256, 256, 256] }`.
@@ -21,7 +27,7 @@ use std::sync::Arc;
 pub struct SelfSupervisedConfig {
     /// What is asked of the two views.
     pub method: SelfSupervisedMethod,
-    /// Widths of the projector's linear layers behind the embedding, at least one.
+    /// Widths of the projector's linear layers behind the embedding: 1 to 16 of them, each in `1 ..= 16384`.
     ///
     /// By default three of 256, for networks of the CIFAR kind; VICReg's ResNet-50 has three of 8192, SimSiam's three of
     /// 2048.
@@ -42,7 +48,7 @@ pub enum SelfSupervisedMethod {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimsiamConfig {
-    /// Hidden width, at least 1; by default 64, a quarter of the projector's, as 512 is of 2048 in the paper.
+    /// Hidden width, in `1 ..= 16384`; by default 64, a quarter of the projector's, as 512 is of 2048 in the paper.
     pub bottleneck: usize,
 }
 
@@ -75,9 +81,15 @@ impl SelfSupervisedConfig {
             }
             SelfSupervisedMethod::Simsiam(config) => Some(("bottleneck", config.bottleneck)),
         };
+        if self.projector.len() > MOST_LAYERS {
+            return Err(wrong(
+                "projector",
+                &format!("expected at most {MOST_LAYERS} widths, found {}", self.projector.len()),
+            ));
+        }
         let widths = self.projector.iter().map(|&width| ("projector", width));
-        match widths.chain(bottleneck).find(|(_, width)| *width == 0) {
-            Some((field, _)) => Err(wrong(field, "must be at least 1, found 0")),
+        match widths.chain(bottleneck).find(|(_, width)| !(1..=MOST_WIDTH).contains(width)) {
+            Some((field, width)) => Err(wrong(field, &format!("widths must be in 1 ..= {MOST_WIDTH}, found {width}"))),
             None => Ok(()),
         }
     }
@@ -116,6 +128,11 @@ impl System for SelfSupervisedConfig {
 
     fn check(&self) -> Result<()> {
         self.validate()
+    }
+
+    /// The projector has batch norms.
+    fn least_rows(&self) -> usize {
+        2
     }
 
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {

@@ -92,6 +92,10 @@ pub struct Recipe {
     pub schedule: ScheduleConfig,
 }
 
+/// The name of the phase that makes a student what it is. Batches, crops and flips are drawn by seed and phase, so
+/// systems whose phase has this name see the same ones, those of plain training.
+pub(crate) const MAIN: &str = "train";
+
 impl Recipe {
     /// A phase of this recipe that sees the batches as they are.
     #[must_use]
@@ -144,13 +148,15 @@ impl SystemContext<'_> {
         Ok((Arc::from(retort_models::build(model, &self.model, &params.root())?), params))
     }
 
-    /// The recipe with another way to form batches, where the manifest left the choice to the system.
+    /// The recipe with another way to form batches, where the manifest left the choice to the system; refused where the
+    /// training set does not allow it.
     pub(crate) fn sampled(&self, system: &'static str, sampling: Sampling) -> Result<Recipe> {
         let mut recipe = self.recipe.clone();
         if ![Sampling::Shuffled, sampling].contains(&recipe.plan.sampling) {
             let message = format!("`{system}` forms its batches as {sampling:?}, found {:?}", recipe.plan.sampling);
             return Err(Error::Config { what: "batches".into(), message });
         }
+        sampling.check(recipe.plan.batch_size, &self.train.class_counts())?;
         recipe.plan.sampling = sampling;
         Ok(recipe)
     }
@@ -180,6 +186,10 @@ pub(crate) trait System {
     /// Independent augmentations of an image in a batch, where they depend on the settings.
     fn views(&self) -> usize {
         Self::INFO.views
+    }
+    /// Rows that a batch must have at least: 2 where a batch norm sees a row as one value.
+    fn least_rows(&self) -> usize {
+        1
     }
     /// The phases of a run; the last one's objective holds what the run is for.
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>>;
@@ -214,6 +224,12 @@ macro_rules! systems {
             #[must_use]
             pub fn views(&self) -> usize {
                 match self { $(Self::$variant(c) => c.views(),)* }
+            }
+
+            /// Rows that a batch must have at least; lists of losses have needs of their own.
+            #[must_use]
+            pub fn least_rows(&self) -> usize {
+                match self { $(Self::$variant(c) => c.least_rows(),)* }
             }
 
             /// Checks the ranges of all fields.
@@ -293,6 +309,14 @@ systems! {
 impl Default for SystemConfig {
     fn default() -> Self {
         Self::Distil(DistilConfig::default())
+    }
+}
+
+impl SystemInfo {
+    /// Whether it is our own reading of a paper whose formulas are not published; whatever shows it must say so.
+    #[must_use]
+    pub fn is_reconstruction(&self) -> bool {
+        self.title.contains("(reconstruction")
     }
 }
 

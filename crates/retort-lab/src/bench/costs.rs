@@ -25,7 +25,7 @@ pub(super) struct CostsArgs {
     /// Only these; all where absent.
     #[arg(long, value_name = "ID,..", value_delimiter = ',')]
     only: Vec<String>,
-    /// Merge what was found into this file.
+    /// Write what was found to this file, beside what it says of other methods under the same circumstances.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
     #[command(flatten)]
@@ -44,7 +44,7 @@ struct Measured {
 impl CostsArgs {
     pub(super) fn run(&self, run: &Run<'_>) -> Result<Report> {
         let mut report = Report::new();
-        let mut found = BTreeMap::new();
+        let (mut found, mut failed) = (BTreeMap::new(), Vec::new());
         self.wanted().iter().try_for_each(|id| named(id).map(drop))?;
         // Alternating, so that a slower stretch of the machine meets both sides.
         let mut before = self.child(PLAIN, run)?;
@@ -52,7 +52,15 @@ impl CostsArgs {
             if run.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
-            let own = self.child(&id, run)?;
+            let own = match self.child(&id, run) {
+                Ok(own) => own,
+                // The others are worth having.
+                Err(error) => {
+                    drop(writeln!(std::io::stderr(), "{error}"));
+                    failed.push(error.to_string());
+                    continue;
+                }
+            };
             let after = self.child(PLAIN, run)?;
             let cost = Cost {
                 time: round(2.0 * own.ms / (before.ms + after.ms)),
@@ -65,13 +73,16 @@ impl CostsArgs {
             before = after;
         }
         if let Some(path) = &self.save {
-            let mut costs = Costs::measured()?;
-            costs.about = self.about(run);
+            let mut costs = Costs { about: self.about(run), methods: BTreeMap::new() };
+            // Figures of other networks or kernels do not belong beside these.
+            if let Some(known) = Costs::read(path)?.filter(|known| known.about == costs.about) {
+                costs.methods = known.methods;
+            }
             costs.methods.extend(found);
             let text = serde_json::to_string_pretty(&costs).map_err(|e| Error::Failed(e.to_string()))?;
             retort_nn::write_atomically(path, format!("{text}\n").as_bytes())?;
         }
-        Ok(report)
+        if failed.is_empty() { Ok(report) } else { Err(Error::Failed(failed.join("\n"))) }
     }
 
     fn wanted(&self) -> Vec<String> {

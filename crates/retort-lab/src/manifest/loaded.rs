@@ -43,7 +43,8 @@ impl Loaded {
     /// The first mistake in any of them.
     pub fn all(folder: &Path) -> Result<Vec<Self>> {
         let names = tables(folder)?.into_iter();
-        let parts = names.map(|name| Ok((parts(folder, &name)?.is_some(), name))).collect::<Result<Vec<_>>>()?;
+        let parts =
+            names.map(|name| Ok((parts(&path(folder, &name)?)?.is_some(), name))).collect::<Result<Vec<_>>>()?;
         parts.iter().filter(|(report, _)| !report).map(|(_, name)| Self::table(folder, name)).collect()
     }
 
@@ -127,6 +128,10 @@ impl Loaded {
                 return Err(self.source.error(teacher.id.span(), message));
             }
             teacher.system.as_ref().validate().map_err(|e| self.point(teacher.system.span(), &e))?;
+            if let (Some(from), Teachers::None) = (&teacher.from, teacher.system.as_ref().teachers()) {
+                let message = format!("`{id}` is trained from scratch and starts from no teacher; found `from`");
+                return Err(self.source.error(from.span(), message));
+            }
             let origin = teacher.origin();
             let from = origin.as_ref().as_str();
             if from != TEACHER && !before.iter().any(|other| other.id.as_ref() == from) {
@@ -164,6 +169,10 @@ impl Loaded {
         self.check_losses_of(&method.id, system, &losses)?;
         let teacher = self.teacher(method.teacher.as_ref().unwrap_or(&self.manifest.default_teacher))?;
         let span = method.teacher.as_ref().map_or(method.id.span(), Spanned::span);
+        if let (Some(named), Teachers::None) = (&method.teacher, system.teachers()) {
+            let message = format!("`{}` starts from no teacher, found `teacher = \"{}\"`", system.id(), named.as_ref());
+            return Err(self.source.error(span, message));
+        }
         if let Teachers::Of(wanted) = system.teachers()
             && teacher.is_none_or(|teacher| teacher.system.as_ref().id() != wanted)
         {
@@ -188,7 +197,9 @@ impl Loaded {
         }
         if let Some(optimizer) = &method.optimizer {
             optimizer.as_ref().validate().map_err(|e| self.point(optimizer.span(), &e))?;
-            self.check_split(optimizer, &method.losses)?;
+            if system.info().losses {
+                self.check_split(optimizer, &method.losses)?;
+            }
         }
         Ok(())
     }
@@ -485,15 +496,25 @@ pub fn tables(folder: &Path) -> Result<Vec<String>> {
 ///
 /// An unknown table or part with the nearest name; a part with parts of its own.
 pub fn collection(folder: &Path, name: &str) -> Result<(Option<String>, Vec<Loaded>)> {
-    let Some((source, report)) = parts(folder, name)? else {
-        return Ok((None, vec![Loaded::table(folder, name)?]));
+    collection_at(&path(folder, name)?)
+}
+
+/// The same for a manifest file; its parts lie beside it.
+///
+/// # Errors
+///
+/// An unknown part with the nearest name; a part with parts of its own.
+pub fn collection_at(path: &Path) -> Result<(Option<String>, Vec<Loaded>)> {
+    let Some((source, report)) = parts(path)? else {
+        return Ok((None, vec![Loaded::read(path)?]));
     };
+    let folder = path.parent().unwrap_or(Path::new(""));
     let loaded = report.parts.iter().map(|part| {
-        let inner = parts(folder, part.as_ref()).map_err(|e| source.error(part.span(), e))?;
-        if inner.is_some() {
-            return Err(source.error(part.span(), format!("`{}` has parts of its own", part.as_ref())));
+        let path = self::path(folder, part.as_ref()).map_err(|e| source.error(part.span(), e))?;
+        match parts(&path)? {
+            Some(_) => Err(source.error(part.span(), format!("`{}` has parts of its own", part.as_ref()))),
+            None => Loaded::read(&path),
         }
-        Loaded::table(folder, part.as_ref())
     });
     Ok((Some(report.title.clone()), loaded.collect::<Result<_>>()?))
 }
@@ -508,8 +529,8 @@ fn path(folder: &Path, name: &str) -> Result<PathBuf> {
     Err(Error::Request(format!("unknown table `{name}` in {}{hint}", folder.display())))
 }
 
-fn parts(folder: &Path, name: &str) -> Result<Option<(Source, Collection)>> {
-    let source = Source::read(&path(folder, name)?)?;
+fn parts(path: &Path) -> Result<Option<(Source, Collection)>> {
+    let source = Source::read(path)?;
     // A file that is no table at all gets its message where it is read as a manifest.
     let table = source.text.parse::<toml::Table>().ok();
     match table.is_some_and(|table| table.contains_key("parts")) {

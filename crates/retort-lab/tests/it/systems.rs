@@ -190,6 +190,18 @@ fn several_tables_in_one_report() {
     // A part with none of the rows is left out, it does not run all of its own.
     let text = lab.ok(&["reproduce", "both", "--only", "simreg"]);
     assert!(!text.contains("Systems") && text.contains("Probed"), "{text}");
+    // A profile that only one part has, and a run of a part.
+    let more = PROBED.replace("[profiles.quick", "[profiles.more");
+    let profiles = more.find("[profiles.more]").unwrap();
+    fs::write(lab.path("experiments/other.toml"), format!("{PROBED}{}", &more[profiles..])).unwrap();
+    let plan = lab.ok(&["reproduce", "both", "--plan", "--profile", "more"]);
+    assert!(plan.contains("simreg") && !plan.contains("kd-2"), "{plan}");
+    let text = lab.refused(&["reproduce", "both", "--plan", "--profile", "most"]);
+    assert!(text.contains("tiny.toml") && text.contains("unknown profile `most`"), "{text}");
+    let id = plan.lines().find(|line| line.contains("random")).unwrap().split_whitespace().next().unwrap();
+    assert!(lab.ok(&["train", "experiments/both.toml", "--run", id]).contains(id));
+    let text = lab.refused(&["train", "experiments/both.toml", "--run", "0123456789ab"]);
+    assert!(text.contains("profile `quick` has no run `0123456789ab`"), "{text}");
     let text = lab.refused(&["reproduce", "both", "--only", "kd-3"]);
     assert!(text.contains("unknown method `kd-3`") && text.contains("did you mean `kd-2`"), "{text}");
     fs::write(lab.path("experiments/both.toml"), "title = \"Both\"\nparts = [\"tinny\"]\n").unwrap();
@@ -219,6 +231,9 @@ fn mistakes_are_found_before_anything_runs() {
     wrong(r#"teacher = "heads""#, "teacher = \"heads\"\nensemble = 2", &["`ensemble`", "start from one teacher"]);
     wrong(r#"id = "joint""#, r#"id = "heads""#, &["`heads` occurs twice"]);
     wrong(r#"id = "heads""#, "id = \"heads\"\nfrom = \"joint\"", &["no teacher before `heads`"]);
+    wrong(r#"id = "joint""#, "id = \"joint\"\nfrom = \"heads\"", &["tiny.toml:", "`joint` is trained from scratch"]);
+    let idle = "label = \"online\"\nteacher = \"heads\"";
+    wrong(r#"label = "online""#, idle, &["tiny.toml:", "`hssakd-online` starts from no teacher", "heads"]);
     wrong("[profiles.quick.teachers.heads]", "[profiles.quick.teachers.haeds]", &["did you mean `heads`"]);
     let losses = "losses = [{ method = \"kd\" }]\nteacher = \"heads\"";
     wrong(r#"teacher = "heads""#, losses, &["reads no `losses`", "`kd`"]);

@@ -80,15 +80,19 @@ pub(super) fn both_ways(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tens
     Ok((imitate(&a, &b, temperature)? + imitate(&b, &a, temperature)?)?)
 }
 
-/// The rows of [`both_ways`] before the mean, `[B]`.
-pub(super) fn both_ways_rows(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
-    let [log_a, log_b] = [a, b].map(|x| ops::log_softmax(&(x / temperature)?));
-    let (log_a, log_b) = (log_a?, log_b?);
+/// The rows of [`both_ways`] before the mean, `[B]`; the targets are those given, or the scores themselves.
+pub(super) fn both_ways_rows([a, b]: [&Tensor; 2], targets: Option<[&Tensor; 2]>, temperature: f64) -> Result<Tensor> {
+    let log = |x: &Tensor| ops::log_softmax(&(x / temperature)?);
+    let (log_a, log_b) = (log(a)?, log(b)?);
+    let (target_a, target_b) = match targets {
+        Some([a, b]) => (log(a)?, log(b)?),
+        None => (log_a.clone(), log_b.clone()),
+    };
     let one_way = |student: &Tensor, target: &Tensor| -> Result<Tensor> {
         let target = target.detach();
         Ok((target.exp()? * (&target - student)?)?.sum(1)?)
     };
-    Ok(((one_way(&log_a, &log_b)? + one_way(&log_b, &log_a)?)? * (temperature * temperature))?)
+    Ok(((one_way(&log_a, &target_b)? + one_way(&log_b, &target_a)?)? * (temperature * temperature))?)
 }
 
 /// A constant f64 scalar.

@@ -6,7 +6,7 @@ use crate::{Result, Term};
 use candle_core::Tensor;
 
 /// Feature fusion learning, FFL (Kim, Hyun, Chung and Kwak 2019, arXiv 1904.09058); MFEF (Zou et al. 2022, arXiv
-/// 2206.08224) is given the same form.
+/// 2206.08224), of which there is a reconstruction only, is given the same form.
 ///
 /// With the logits `z_k` of K networks and `z_f` of the fused classifier the terms are `ce`, `sum_k CE(z_k, y) +
 /// CE(z_f, y)`, and `ffl` with the weight `ramp`, `sum_k KD_T(z_k <- z_f) + KD_T(z_f <- mean_k z_k)`. Targets are

@@ -57,6 +57,65 @@ pub fn lmcl(
     weights: Option<&Tensor>,
     settings: &MclSettings,
 ) -> Result<Vec<Term>> {
+    towards(embeddings, None, labels, weights, settings)
+}
+
+/// [`lmcl`] with the embeddings that the imitation's targets are made of apart from those that imitate them.
+///
+/// Of the same embeddings it is `lmcl` itself. Others are for derivatives of its gradient, in which targets are
+/// constants: with fixed `targets`, this loss moves with the embeddings as that gradient says.
+///
+/// # Shapes
+///
+/// As for [`lmcl`]; `targets` like `embeddings`.
+///
+/// # Gradients
+///
+/// Into the embeddings and the weights; the targets are detached.
+///
+/// # Errors
+///
+/// As for [`lmcl`], and targets of other numbers or shapes than the embeddings.
+///
+/// # Example
+///
+/// ```
+/// # use candle_core::{Device, Tensor};
+/// use retort_losses::online::{MclSettings, lmcl, lmcl_towards};
+/// let v = Tensor::new(&[[1f32, 0.0], [0.6, 0.8], [0.0, 1.0]], &Device::Cpu)?;
+/// let networks = [vec![v.clone()], vec![v.narrow(1, 0, 1)?.broadcast_as((3, 2))?.contiguous()?]];
+/// let (labels, settings) = (Tensor::new(&[0u32, 0, 0], &Device::Cpu)?, MclSettings::default());
+/// let plain = lmcl(&networks, &labels, None, &settings)?;
+/// let same = lmcl_towards(&networks, &networks, &labels, None, &settings)?;
+/// assert_eq!(plain[1].value.to_scalar::<f32>()?, same[1].value.to_scalar::<f32>()?);
+/// # Ok::<(), retort_losses::Error>(())
+/// ```
+pub fn lmcl_towards(
+    embeddings: &[Vec<Tensor>],
+    targets: &[Vec<Tensor>],
+    labels: &Tensor,
+    weights: Option<&Tensor>,
+    settings: &MclSettings,
+) -> Result<Vec<Term>> {
+    let stages = |networks: &[Vec<Tensor>]| networks.iter().map(Vec::len).collect::<Vec<_>>();
+    let (expected, found) = (stages(embeddings), stages(targets));
+    if expected != found {
+        let message = format!("expected targets of the stages {expected:?}, found {found:?}");
+        return Err(Error::Undefined { method: METHOD, message });
+    }
+    for (v, target) in embeddings.iter().flatten().zip(targets.iter().flatten()) {
+        check_like(METHOD, "target", target, v)?;
+    }
+    towards(embeddings, Some(targets), labels, weights, settings)
+}
+
+fn towards(
+    embeddings: &[Vec<Tensor>],
+    targets: Option<&[Vec<Tensor>]>,
+    labels: &Tensor,
+    weights: Option<&Tensor>,
+    settings: &MclSettings,
+) -> Result<Vec<Term>> {
     settings.validate(METHOD)?;
     let all: Vec<Tensor> = embeddings.iter().flatten().cloned().collect();
     let b = check_embeddings(METHOD, &all)?;
@@ -67,10 +126,12 @@ pub fn lmcl(
     let weights = PairRows::new(embeddings, weights, b)?;
     let within = Positives::new(&labels, false, all[0].device())?;
     let across = Positives::new(&labels, settings.icl_include_self, all[0].device())?;
-    let stages = embeddings
-        .iter()
-        .map(|stages| stages.iter().map(|v| Stage::new(v, &within, settings.tau)).collect::<Result<Vec<_>>>())
-        .collect::<Result<Vec<_>>>()?;
+    let stage = |n: usize, s: usize| {
+        let target = targets.map(|targets| &targets[n][s]);
+        Stage::new(&embeddings[n][s], target, &within, settings.tau)
+    };
+    let network = |n: usize| (0..embeddings[n].len()).map(|s| stage(n, s)).collect::<Result<Vec<_>>>();
+    let stages = (0..embeddings.len()).map(network).collect::<Result<Vec<_>>>()?;
     let mut sums = Sums::default();
     for i in 0..stages.len() {
         for j in i + 1..stages.len() {
@@ -94,13 +155,19 @@ struct Stage {
     scores: Tensor,
     /// Rows of `con(G_aa)`.
     contrast: Option<Tensor>,
+    /// Where the targets are of other embeddings, these and their scores.
+    target: Option<[Tensor; 2]>,
 }
 
 impl Stage {
-    fn new(v: &Tensor, within: &Positives, tau: f64) -> Result<Self> {
-        let v = wide(v)?;
-        let scores = scores(&v, &v, tau)?;
-        Ok(Self { contrast: within.rows(&scores)?, scores, v })
+    fn new(v: &Tensor, target: Option<&Tensor>, within: &Positives, tau: f64) -> Result<Self> {
+        let with_scores = |v: &Tensor| -> Result<[Tensor; 2]> {
+            let v = wide(v)?;
+            Ok([v.clone(), scores(&v, &v, tau)?])
+        };
+        let [v, scores] = with_scores(v)?;
+        let target = target.map(|target| with_scores(&target.detach())).transpose()?;
+        Ok(Self { contrast: within.rows(&scores)?, scores, v, target })
     }
 }
 
@@ -122,14 +189,22 @@ impl PairSums {
         let contrast = |positives: &Positives, x: Option<&Tensor>, y: Option<&Tensor>| -> Result<Tensor> {
             Ok((positives.weighted_mean(x, weight)? + positives.weighted_mean(y, weight)?)?)
         };
-        let soft = |x: &Tensor, y: &Tensor| -> Result<Tensor> {
-            crate::reduce::mean_all(&(both_ways_rows(x, y, settings.temperature)? * weight)?)
+        let soft = |own: [&Tensor; 2], targets: Option<[&Tensor; 2]>| -> Result<Tensor> {
+            crate::reduce::mean_all(&(both_ways_rows(own, targets, settings.temperature)? * weight)?)
+        };
+        let (within_targets, across_targets) = match (&a.target, &b.target) {
+            (Some([a, a_scores]), Some([b, b_scores])) => {
+                let there = scores(a, b, settings.tau)?;
+                let back = there.t()?.contiguous()?;
+                (Some([a_scores, b_scores]), Some([there, back]))
+            }
+            _ => (None, None),
         };
         let values = [
             contrast(within, a.contrast.as_ref(), b.contrast.as_ref())?,
-            soft(&a.scores, &b.scores)?,
+            soft([&a.scores, &b.scores], within_targets)?,
             contrast(across, across.rows(&there)?.as_ref(), across.rows(&back)?.as_ref())?,
-            soft(&there, &back)?,
+            soft([&there, &back], across_targets.as_ref().map(|[there, back]| [there, back]))?,
         ];
         for (sum, value) in self.0.iter_mut().zip(values) {
             *sum = Some(match sum.take() {

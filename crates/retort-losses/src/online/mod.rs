@@ -21,7 +21,7 @@ mod rescale;
 pub(crate) mod terms;
 
 pub use ffl::ffl;
-pub use lmcl::{lmcl, lmcl_logits};
+pub use lmcl::{lmcl, lmcl_logits, lmcl_towards};
 pub use mcl::{MclSettings, mcl, mcl_logit_kd};
 pub use mcl_memory::MclMemory;
 pub use mcl_moco::MclQueues;

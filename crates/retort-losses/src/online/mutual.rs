@@ -27,7 +27,7 @@ pub fn ramp(epoch: usize, epochs: usize) -> f64 {
     (-5.0 * (1.0 - epoch as f64 / epochs as f64).powi(2)).exp()
 }
 
-/// Temperature and ramp of the methods whose imitation starts late: ONE, CL-ILR, OKDDip, FFL and MFEF.
+/// Temperature and ramp of the methods whose imitation starts late: ONE, CL-ILR, OKDDip, FFL and the reconstruction of MFEF.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RampedSettings {

@@ -41,7 +41,7 @@ const INSTANCE: &str = "ctkd-instance";
 pub fn learned_temperature(theta: &Tensor, t_start: f64, t_end: f64, lambda: f64) -> Result<Tensor> {
     check::positive(GLOBAL, "t_start", t_start)?;
     check::positive(GLOBAL, "t_end", t_end)?;
-    check::finite(GLOBAL, "lambda", lambda)?;
+    check::coefficient(GLOBAL, "lambda", lambda)?;
     ops::float(GLOBAL, "theta", theta)?;
     let theta = ops::stop_grad_scale(theta, lambda)?;
     let share = candle_nn::ops::sigmoid(&theta.to_dtype(DType::F64)?)?;
@@ -225,7 +225,7 @@ pub enum CurriculumKind {
 pub struct Curriculum {
     /// The curve.
     pub kind: CurriculumKind,
-    /// Where it ends.
+    /// Where it ends, at most `max`.
     pub min: f64,
     /// Where it begins, before the first epoch.
     pub max: f64,
@@ -254,8 +254,13 @@ impl Curriculum {
     }
 
     fn validate(&self, method: &'static str) -> Result<()> {
-        check::finite(method, "curriculum.min", self.min)?;
-        check::finite(method, "curriculum.max", self.max)?;
+        check::coefficient(method, "curriculum.max", self.max)?;
+        check::coefficient(method, "curriculum.min", self.min)?;
+        if self.min > self.max {
+            let expected = format!("at most `curriculum.max` = {}", self.max);
+            let found = self.min.to_string();
+            return Err(Error::Config { method, field: "curriculum.min", expected, found });
+        }
         check::count(method, "curriculum.epochs", self.epochs)
     }
 }
@@ -320,7 +325,7 @@ pub struct CtkdConfig {
     pub t_end: f64,
     /// How strong the reversed gradient is in each epoch.
     pub curriculum: Curriculum,
-    /// Where the parameter starts.
+    /// Where the parameter starts, in `-30 ..= 30`: beyond it the sigmoid has no slope.
     pub theta: f64,
     /// Weight of the term.
     pub weight: f64,
@@ -355,7 +360,7 @@ impl Method for CtkdConfig {
     }
     fn validate(&self) -> Result<()> {
         check_temperatures(GLOBAL, self.t_start, self.t_end)?;
-        check::finite(GLOBAL, "theta", self.theta)?;
+        check::logit(GLOBAL, "theta", self.theta)?;
         self.curriculum.validate(GLOBAL)?;
         if let CtkdLoss::Dkd { alpha, beta, .. } = self.loss {
             check::non_negative(GLOBAL, "loss.alpha", alpha)?;

@@ -325,7 +325,7 @@ pub struct HsakdConfig {
     pub joint_weight: f64,
     /// Weight of the divergence of the class scores, in the student phase and online.
     pub kd_weight: f64,
-    /// Weight of the divergence of the heads, in the student phase and online, > 0: else nothing would train them.
+    /// Weight of the divergence of the heads, in the student phase and online. The student's heads have no other term.
     pub heads_weight: f64,
 }
 
@@ -346,6 +346,6 @@ impl HsakdConfig {
         check::non_negative(METHOD, "ce_weight", self.ce_weight)?;
         check::non_negative(METHOD, "joint_weight", self.joint_weight)?;
         check::non_negative(METHOD, "kd_weight", self.kd_weight)?;
-        check::positive(METHOD, "heads_weight", self.heads_weight)
+        check::non_negative(METHOD, "heads_weight", self.heads_weight)
     }
 }

@@ -299,7 +299,7 @@ pub struct SskdConfig {
     pub kd_weight: f64,
     /// Weight of the divergence of the turned rows.
     pub tf_weight: f64,
-    /// Weight of the divergence of the similarities, > 0: else nothing would train the student's projection head.
+    /// Weight of the divergence of the similarities. The student's projection head has no other term.
     pub ss_weight: f64,
 }
 
@@ -334,6 +334,6 @@ impl SskdConfig {
         check::non_negative(METHOD, "ce_weight", self.ce_weight)?;
         check::non_negative(METHOD, "kd_weight", self.kd_weight)?;
         check::non_negative(METHOD, "tf_weight", self.tf_weight)?;
-        check::positive(METHOD, "ss_weight", self.ss_weight)
+        check::non_negative(METHOD, "ss_weight", self.ss_weight)
     }
 }

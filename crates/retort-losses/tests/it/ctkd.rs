@@ -305,6 +305,11 @@ fn impossible_settings_are_errors_that_name_the_field() {
             r#""curriculum": {"epochs": 0}"#,
             "field `curriculum.epochs`: expected a whole number in 1 ..= 1048576, found 0",
         ),
+        (
+            r#""curriculum": {"min": 1, "max": 0}"#,
+            "field `curriculum.min`: expected at most `curriculum.max` = 0, found 1",
+        ),
+        (r#""curriculum": {"min": -1e4}"#, "field `curriculum.min`: expected a number in -1000 ..= 1000, found -10000"),
     ] {
         for method in ["ctkd", "ctkd-instance"] {
             let config = parse(&format!(r#"{{"method": "{method}", {json}}}"#));
@@ -313,6 +318,8 @@ fn impossible_settings_are_errors_that_name_the_field() {
     }
     let message = parse(r#"{"method": "ctkd", "loss": {"kind": "dkd", "alpha": -1}}"#).validate().unwrap_err();
     assert!(message.to_string().starts_with("ctkd: field `loss.alpha`"), "{message}");
+    let message = parse(r#"{"method": "ctkd", "theta": 1e300}"#).validate().unwrap_err();
+    assert!(message.to_string().starts_with("ctkd: field `theta`: expected a number in -30 ..= 30"), "{message}");
     for json in [
         r#"{"method": "ctkd", "loss": {"kind": "kd", "alpha": 1}}"#,
         r#"{"method": "ctkd", "loss": {"kind": "dist"}}"#,

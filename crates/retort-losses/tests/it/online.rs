@@ -6,7 +6,8 @@ use candle_core::{DType, Tensor, Var};
 use proptest::prelude::*;
 use retort_losses::online::{
     DmlSettings, KdclSettings, KdclTeacher, MclMemory, MclQueues, MclSettings, RampedSettings, cl_ilr, dml,
-    dml_ensemble, ffl, kdcl, lmcl, lmcl_logits, mcl, mcl_logit_kd, okddip, okddip_targets, one, ramp, scale_gradient,
+    dml_ensemble, ffl, kdcl, lmcl, lmcl_logits, lmcl_towards, mcl, mcl_logit_kd, okddip, okddip_targets, one, ramp,
+    scale_gradient,
 };
 use retort_losses::{Result, Term, output};
 use retort_nn::Seed;
@@ -356,6 +357,24 @@ fn layers_are_pairs_of_stages() {
     slopes_agree("weights", &[&w], || retort_losses::online::total(&with()).unwrap());
     slopes_agree("vcl", &[&embedding], || value(&with(), "vcl"));
     slopes_agree("icl", &[&embedding], || value(&with(), "icl"));
+    // Targets that stay make a loss of which the gradient is that of the plain form, imitation included.
+    let towards = || {
+        let mut moving = stages.clone();
+        moving[0][1] = embedding.as_tensor().clone();
+        retort_losses::online::total(&lmcl_towards(&moving, &stages, &labels(&y), Some(&weights), &settings).unwrap())
+            .unwrap()
+    };
+    slopes_agree("towards", &[&embedding], towards);
+    let gradient =
+        |loss: Tensor| loss.backward().unwrap().get(&embedding).unwrap().flatten_all().unwrap().to_vec1::<f64>();
+    let plain = retort_losses::online::total(&with()).unwrap();
+    assert_eq!(gradient(towards()).unwrap().len(), 20);
+    for (a, b) in gradient(towards()).unwrap().iter().zip(gradient(plain).unwrap()) {
+        assert!((a - b).abs() < 1e-12, "{a} {b}");
+    }
+    let fewer = [stages[0].clone(), stages[1][1..].to_vec()];
+    let error = lmcl_towards(&stages, &fewer, &labels(&y), None, &settings).unwrap_err().to_string();
+    assert!(error.contains("[3, 3]") && error.contains("[3, 2]"), "{error}");
     let error = lmcl(&stages, &labels(&y), Some(&weights.t().unwrap()), &settings).unwrap_err().to_string();
     assert!(error.contains("[18, 5]"), "{error}");
 }

@@ -632,10 +632,24 @@ fn a_tied_channel_maximum_has_one_gradient() {
     let store = wide();
     let module =
         MultiScaleAttention::new(MAP, MultiScaleConfig { scales: false, attention: true }, &store.root()).unwrap();
+    // Even shares of the channels, so that equal channels stay equal.
+    let mut state = store.snapshot().unwrap();
+    for (_, value) in state.iter_mut().filter(|(name, _)| name.starts_with("channel.")) {
+        *value = value.zeros_like().unwrap();
+    }
+    store.load(&state).unwrap();
     let x = Var::ones((1, 8, 5, 4), DType::F64, &Device::Cpu).unwrap();
     let gradients = module.forward(&x, Mode::Eval).unwrap().sum_all().unwrap().backward().unwrap();
     let values = gradients.get(&x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     assert!(values.iter().all(|g| g.is_finite()));
+    // Eight equal channels by place: one of them is the maximum, the others have the same gradient as each other.
+    for place in 0..20 {
+        let mut of_channels: Vec<f64> = (0..8).map(|channel| values[channel * 20 + place]).collect();
+        of_channels.sort_by(f64::total_cmp);
+        let [low, high] = [of_channels[1] - of_channels[0], of_channels[7] - of_channels[6]].map(|gap| gap > 1e-12);
+        let middle = of_channels[6] - of_channels[1];
+        assert!(middle < 1e-12 && (low != high), "place {place}: {of_channels:?}");
+    }
 }
 
 #[test]

@@ -72,8 +72,10 @@ impl Trainer<'_> {
             Some(checkpoint) => self.progress_of(checkpoint)?,
             None => Progress::default(),
         };
-        for phase in phases.iter_mut().skip(progress.phase) {
+        let last = phases.len().saturating_sub(1);
+        for (number, phase) in phases.iter_mut().enumerate().skip(progress.phase) {
             let mut state = PhaseState::new(phase, self.train, self.seed)?;
+            state.last = number == last;
             if let Some(checkpoint) = saved.take() {
                 state.load(&checkpoint).map_err(|e| self.checkpoint_error(e))?;
             }
@@ -223,6 +225,8 @@ struct PhaseState<'a> {
     loader: Loader,
     /// One for each turn.
     optimizers: Vec<Optimizer>,
+    /// Whether it is what the run is for.
+    last: bool,
 }
 
 impl<'a> PhaseState<'a> {
@@ -241,7 +245,7 @@ impl<'a> PhaseState<'a> {
                 return Err(Error::Config { what: "objective".into(), message });
             }
         };
-        Ok(Self { phase, loader, optimizers })
+        Ok(Self { phase, loader, optimizers, last: false })
     }
 
     fn load(&mut self, checkpoint: &Checkpoint) -> Result<()> {
@@ -269,6 +273,15 @@ impl<'a> PhaseState<'a> {
         let output = self.phase.objective.step(step)?;
         let optimizer = &self.optimizers[step.turn];
         let [task, method] = self.account(&output, step, optimizer.splits(), running)?;
+        // A phase before it may have one kind of term; its steps are those of SGD with momentum then.
+        if step.step == 0 && self.last && optimizer.splits() && task.is_some() != method.is_some() {
+            let names: Vec<&str> = output.terms.iter().map(|term| term.name).collect();
+            let message = format!(
+                "`dot` keeps the gradients of the task's terms (`ce`, `label-smoothing`) and of a method's apart and needs \
+                 both; found {names:?} alone"
+            );
+            return Err(Error::Config { what: "optimizer".into(), message });
+        }
         let backward = |sum: Option<Tensor>| sum.map(|sum| sum.backward()).transpose();
         let grads = [backward(task)?, backward(method)?];
         let present: Vec<&GradStore> = grads.iter().flatten().collect();
@@ -354,6 +367,10 @@ impl<'a> PhaseState<'a> {
 
     fn check_gradients(&self, without: &[&str], terms: &[Term]) -> Result<()> {
         let Some(parameter) = without.first() else { return Ok(()) };
+        // A term with weight 0 reaches nothing, as was asked for.
+        if terms.iter().any(|term| term.weight == 0.0) {
+            return Ok(());
+        }
         let names: Vec<&str> = terms.iter().map(|term| term.name).collect();
         let (phase, parameter) = (self.phase.name.clone(), (*parameter).to_string());
         Err(Error::NoGradient { phase, parameter, terms: format!("{names:?}") })

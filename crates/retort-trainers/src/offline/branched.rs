@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use retort_datasets::Batch;
 use retort_losses::self_supervised::HsakdOutputs;
 use retort_models::{BranchedNetwork, Branches, BranchesConfig, ModelConfig};
-use retort_nn::{Mode, Network, NetworkSpec, Outputs, Params, Taps, Tensors};
+use retort_nn::{Mode, Network, Outputs, Params, Taps, Tensors};
 use std::sync::Arc;
 
 /// A network with HSAKD's branches, whole or with a frozen backbone, in training.
@@ -71,7 +71,7 @@ impl Branched {
         let family = &retort_models::info(model)?.family;
         let scope = params.root().child("auxiliary_classifier");
         let branches = Branches::new(family, backbone.spec(), &rows(model, &ctx.model)?, &scope)?;
-        let network = Arc::new(BranchedNetwork { backbone, branches });
+        let network = Arc::new(BranchedNetwork { backbone: Arc::from(backbone), branches });
         let heads = HeadClassifier::all(&network, Scores::Rotations);
         Ok(Self { network, heads, parts, frozen })
     }
@@ -96,7 +96,7 @@ impl Branched {
     }
 
     pub(crate) fn shared_backbone(&self) -> Arc<dyn Network> {
-        Arc::new(Backbone(Arc::clone(&self.network)))
+        Arc::clone(&self.network.backbone)
     }
 
     pub(crate) fn parts(&self) -> &Parts {
@@ -145,17 +145,4 @@ impl Said {
 pub(crate) fn unrotated(logits: &Tensor, batch: &Batch) -> Result<Tensor> {
     let rows: Vec<u32> = (0..batch.len() as u32).map(|row| 4 * row).collect();
     Ok(logits.detach().index_select(&Tensor::from_vec(rows, batch.len(), logits.device())?, 0)?)
-}
-
-/// The network of a branched one, shared.
-struct Backbone(Arc<BranchedNetwork>);
-
-impl Network for Backbone {
-    fn spec(&self) -> &NetworkSpec {
-        self.0.backbone.spec()
-    }
-
-    fn forward(&self, images: &Tensor, mode: Mode, taps: Taps) -> retort_nn::Result<Outputs> {
-        self.0.backbone.forward(images, mode, taps)
-    }
 }

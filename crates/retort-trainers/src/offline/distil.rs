@@ -3,7 +3,7 @@
 use super::{Ensemble, TeacherTable};
 use crate::engine::{Evaluated, Objective, Phase, Step, StepOutput};
 use crate::state::{named, part, under};
-use crate::system::{Kind, System, SystemContext, SystemInfo, Teachers};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo, Teachers};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use retort_datasets::Batch;
@@ -92,7 +92,7 @@ impl System for DistilConfig {
             ..ctx.recipe.phase(&name, Box::new(objective))
         });
         let mut phases: Vec<Phase> = init.collect();
-        phases.push(ctx.recipe.phase("train", Box::new(objective)));
+        phases.push(ctx.recipe.phase(MAIN, Box::new(objective)));
         Ok(phases)
     }
 }

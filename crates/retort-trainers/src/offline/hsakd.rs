@@ -111,7 +111,15 @@ impl System for HsakdConfig {
     };
 
     fn check(&self) -> Result<()> {
-        Ok(self.validate()?)
+        self.validate()?;
+        if self.joint_weight == Self::default().joint_weight {
+            return Ok(());
+        }
+        // The settings are one type for three phases; this one would never be read.
+        let found = self.joint_weight;
+        let message =
+            format!("`joint_weight` belongs to `hssakd-online`: the student's heads get no labels; found {found}");
+        Err(Error::Config { what: Self::INFO.id.into(), message })
     }
 
     fn teachers(&self) -> Teachers {

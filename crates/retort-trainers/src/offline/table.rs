@@ -68,6 +68,9 @@ impl TeacherTable {
                 "holds logits and embeddings, but a loss reads the teachers' maps or batch statistics".into(),
             );
         }
+        if !needs.teacher {
+            return refused("no loss of the row reads a teacher".into());
+        }
         if size > MOST {
             return refused(format!("may hold at most {MOST} numbers, these teachers and rows make {size}"));
         }
@@ -89,7 +92,7 @@ impl TeacherTable {
         let index = Tensor::from_slice(index, index.len(), &Device::Cpu)?;
         let of = |table: &Tensor| table.index_select(&index, 0)?.to_device(device);
         let outputs = self.teachers.iter().map(|teacher| {
-            let said = teacher.said(&self.train, &self.view)?;
+            let said = teacher.said(&self.train, &self.view, device)?;
             let (logits, embedding) = (of(&said.logits)?, of(&said.embedding)?);
             Ok(Outputs { logits, embedding, maps: Vec::new(), pre_activations: Vec::new() })
         });
@@ -98,47 +101,60 @@ impl TeacherTable {
 }
 
 impl Teacher {
-    fn said(&self, train: &Dataset, view: &ViewConfig) -> Result<&Said> {
+    fn said(&self, train: &Dataset, view: &ViewConfig, device: &Device) -> Result<&Said> {
         if let Some(said) = self.said.get() {
             return Ok(said);
         }
         let network = self.network.as_ref();
         let said = match &self.path {
-            Some(path) => Said::kept(network, train, view, path)?,
-            None => Said::compute(network, train, view)?,
+            Some(path) => Said::kept(network, train, view, device, path)?,
+            None => Said::compute(network, train, view, device)?,
         };
         Ok(self.said.get_or_init(|| said))
     }
 }
 
 impl Said {
-    /// From the file if it is there, whole and of the right shape; computed and kept otherwise.
-    fn kept(network: &dyn Network, train: &Dataset, view: &ViewConfig, path: &Path) -> Result<Self> {
+    /// From the file if it is there and says what was written; computed and kept otherwise.
+    fn kept(network: &dyn Network, train: &Dataset, view: &ViewConfig, device: &Device, path: &Path) -> Result<Self> {
         let spec = network.spec();
-        if let Ok(Checkpoint { mut tensors, .. }) = Checkpoint::load(path)
+        if let Ok(Checkpoint { mut tensors, meta }) = Checkpoint::load(path)
             && let (Some(logits), Some(embedding)) = (tensors.remove("logits"), tensors.remove("embedding"))
             && logits.dims() == [train.len(), spec.classes]
             && embedding.dims() == [train.len(), spec.embedding]
         {
-            return Ok(Self { logits, embedding });
+            let said = Self { logits, embedding };
+            if said.digest().is_ok_and(|found| meta["sha256"].as_str() == Some(found.as_str())) {
+                return Ok(said);
+            }
         }
-        let said = Self::compute(network, train, view)?;
+        let said = Self::compute(network, train, view, device)?;
         let tensors = [("logits", &said.logits), ("embedding", &said.embedding)];
         let tensors = tensors.map(|(name, tensor)| (name.to_string(), tensor.clone()));
-        Checkpoint { tensors: Tensors::from(tensors), meta: serde_json::json!({ "model": spec.name }) }.save(path)?;
+        let meta = serde_json::json!({ "model": spec.name, "sha256": said.digest()? });
+        Checkpoint { tensors: Tensors::from(tensors), meta }.save(path)?;
         Ok(said)
     }
 
-    fn compute(network: &dyn Network, train: &Dataset, view: &ViewConfig) -> Result<Self> {
+    /// A hash of all values: a disk may lose bits without losing the shape.
+    fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        values(&mut hash, &self.logits)?;
+        values(&mut hash, &self.embedding)?;
+        Ok(hex(&hash.finalize()))
+    }
+
+    fn compute(network: &dyn Network, train: &Dataset, view: &ViewConfig, device: &Device) -> Result<Self> {
         let views = vec![ViewConfig { same_as: None, ..view.clone() }];
         let sampling = Sampling::Sequential;
         let config = LoaderConfig { batch_size: ROWS, sampling, drop_last: false, views, seed: 0 };
         let (mut logits, mut embedding) = (Vec::new(), Vec::new());
         for batch in Loader::new(train.clone(), config)?.epoch(0) {
-            let images = batch?.images;
+            let images = batch?.images.to_device(device)?;
             let outputs = no_grad(|| network.forward(&images, Mode::Eval, Taps::default()))?;
-            logits.push(outputs.logits.detach());
-            embedding.push(outputs.embedding.detach());
+            // Looked up on the host, so that a table is no burden to the device.
+            logits.push(outputs.logits.detach().to_device(&Device::Cpu)?);
+            embedding.push(outputs.embedding.detach().to_device(&Device::Cpu)?);
         }
         Ok(Self { logits: Tensor::cat(&logits, 0)?, embedding: Tensor::cat(&embedding, 0)? })
     }
@@ -150,10 +166,19 @@ fn name(model: &str, weights: &Tensors, train: &Dataset, view: &ViewConfig) -> R
     hash.update(format!("{} {model}\n", env!("CARGO_PKG_VERSION")));
     for (name, tensor) in weights {
         hash.update(format!("{name} {:?}\n", tensor.dims()));
-        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-        hash.update(values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        values(&mut hash, tensor)?;
     }
     let (rows, scale) = (train.digest(), train.normalization());
     hash.update(format!("{rows} {scale:?} {} {:?}", train.max_value(), view.modality));
-    Ok(hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()[..12]))
+}
+
+fn values(hash: &mut Sha256, tensor: &Tensor) -> Result<()> {
+    let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+    hash.update(values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

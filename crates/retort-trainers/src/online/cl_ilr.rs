@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::Parts;
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use retort_losses::online::{RampedSettings, cl_ilr};
 use retort_models::PeersConfig;
 use retort_nn::{Taps, Tensors};
@@ -52,7 +52,7 @@ impl System for ClIlrConfig {
         let family = &retort_models::info(ctx.student)?.family;
         let (cohort, parts) = Cohort::on_trunk(ctx, &PeersConfig::cl_ilr(family, 1 + self.others))?;
         let method = ClIlr { cohort, settings: self.loss };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

@@ -85,7 +85,7 @@ pub(crate) struct Cohort {
     networks: Vec<Arc<dyn Network>>,
     /// Where they stand on one trunk.
     joined: Option<Arc<Peers>>,
-    /// All of them, by the sum of their logits.
+    /// All of them, by the mean of their logits.
     ensemble: Ensemble,
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::Parts;
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_losses::online::{DmlSettings, dml, dml_ensemble, dml_turn};
 use retort_nn::{Mode, Taps, no_grad};
@@ -73,7 +73,7 @@ impl System for DmlConfig {
         let (cohort, parts) = Cohort::complete(ctx, &self.others)?;
         let said = vec![None; cohort.networks().len()];
         let method = Dml { cohort, said, config: self.clone() };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

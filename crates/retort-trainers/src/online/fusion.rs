@@ -1,10 +1,11 @@
-//! Networks and a classifier on their fused maps that teach each other: what FFL and MFEF have in common.
+//! Networks and a classifier on their fused maps that teach each other: what FFL and the reconstruction of MFEF have in
+//! common.
 
 use super::cohort::{Cohort, Others, logits};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::SystemContext;
+use crate::system::{MAIN, SystemContext};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_losses::online::{RampedSettings, ffl};
@@ -47,7 +48,7 @@ impl FusionSystem<'_> {
         let fused = Fused::new(self.id, cohort.networks(), self.layers, &params.root())?;
         parts.push(Part::new("fusion", params).weight_decay(self.weight_decay));
         let method = Fusing { cohort, fused, settings: self.loss };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

@@ -7,8 +7,8 @@ use crate::system::{Kind, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_datasets::batch::rotate4;
-use retort_losses::EnsembleRule;
 use retort_losses::self_supervised::{HsakdConfig, hssakd_online};
+use retort_losses::{EnsembleRule, Error as LossError};
 use retort_nn::{ParamGroup, Tensors};
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,13 @@ impl System for HssakdOnlineConfig {
     };
 
     fn check(&self) -> Result<()> {
-        Ok(self.weights.validate()?)
+        // The weights are a type that all phases of HSAKD share, and it speaks of itself as `hsakd`.
+        self.weights.validate().map_err(|error| match error {
+            LossError::Config { field, expected, found, .. } => {
+                LossError::Config { method: Self::INFO.id, field, expected, found }.into()
+            }
+            other => other.into(),
+        })
     }
 
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
@@ -64,7 +70,7 @@ impl System for HssakdOnlineConfig {
 
 struct Mutual {
     networks: [Branched; 2],
-    /// Both without their heads, by the sum of their logits.
+    /// Both without their heads, by the mean of their logits.
     ensemble: Ensemble,
     config: HsakdConfig,
 }

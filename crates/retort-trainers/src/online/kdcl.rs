@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::Parts;
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use retort_losses::online::{KdclSettings, kdcl};
 use retort_nn::{Mode, Taps};
 use serde::{Deserialize, Serialize};
@@ -52,7 +52,7 @@ impl System for KdclConfig {
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
         let (cohort, parts) = Cohort::complete(ctx, &self.others)?;
         let method = Kdcl { cohort, settings: self.loss };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

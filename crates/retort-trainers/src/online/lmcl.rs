@@ -2,19 +2,18 @@
 
 use super::cohort::{Cohort, Others};
 use super::mcl::class_balanced;
+use crate::branched::{HeadClassifier, Scores};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts, named};
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
-use retort_losses::online::{MclSettings, lmcl, lmcl_logits, total};
+use retort_losses::online::{MclSettings, lmcl, lmcl_logits, lmcl_towards, total};
 use retort_losses::output::cross_entropy;
-use retort_models::{Aggregator, Branches, BranchesConfig, Head, PairWeights};
-use retort_nn::{
-    Mode, Network, NetworkSpec, Optimizer, OptimizerConfig, Outputs, ParamGroup, Params, Taps, Tensors, no_grad,
-};
+use retort_models::{Aggregator, BranchedNetwork, Branches, BranchesConfig, Head, PairWeights};
+use retort_nn::{Mode, Network, Optimizer, OptimizerConfig, ParamGroup, Params, Taps, Tensors, no_grad};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -99,6 +98,12 @@ impl System for LmclConfig {
         if self.meta_every == 0 {
             return Err(wrong("`meta_every` must be at least 1, found 0".into()));
         }
+        let default = Self::default();
+        let unused = (self.meta_every, self.projection) != (default.meta_every, default.projection);
+        if self.meta == LmclMeta::Off && unused {
+            let message = "`meta_every` and `projection` belong to the weights that `meta = \"off\"` leaves at 0.5";
+            return Err(wrong(message.into()));
+        }
         Ok(self.loss.validate(Self::INFO.id)?)
     }
 
@@ -124,16 +129,15 @@ impl System for LmclConfig {
             LmclMeta::FiniteDifferences => Some(Meta::new(&networks, self, &projections, moved)?),
             LmclMeta::Off => None,
         };
-        let heads = heads_of(&networks[0]);
+        let heads = HeadClassifier::all(&networks[0].network, Scores::Classes);
         let method = Lmcl { cohort, networks, heads, meta, settings: self.loss };
-        Ok(vec![recipe.phase("mutual", Box::new(Learner::new(parts, method)))])
+        Ok(vec![recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 
 /// A network with its classifiers, the last one being its own, and what makes embeddings and one ensemble of them.
 struct Staged {
-    network: Arc<dyn Network>,
-    branches: Arc<Branches>,
+    network: Arc<BranchedNetwork>,
     heads: Vec<Head>,
     aggregator: Aggregator,
     /// Embedding of each stage.
@@ -166,14 +170,14 @@ impl Staged {
         let head = |(s, width): (usize, &usize)| Ok(Head::mcl(*width, config.hidden, config.dim, &heads.child(s))?);
         let heads = widths.iter().enumerate().map(head).collect::<Result<_>>()?;
         let aggregator = Aggregator::new(spec.embedding, widths.len(), &aggregator)?;
-        Ok(Self { network: Arc::clone(network), branches: Arc::new(branches), heads, aggregator, widths })
+        let network = Arc::new(BranchedNetwork { backbone: Arc::clone(network), branches });
+        Ok(Self { network, heads, aggregator, widths })
     }
 
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Said> {
-        let network = self.network.forward(images, mode, Taps { maps: true, ..Taps::default() })?;
-        let mut all = self.branches.forward(&network.maps, mode, Taps::default())?;
-        all.push(network);
-        let (embeddings, logits) = all.into_iter().map(|stage| (stage.embedding, stage.logits)).unzip();
+        let said = self.network.forward(images, mode, Taps::default())?;
+        let all = said.branches.into_iter().chain([said.backbone]);
+        let (embeddings, logits) = all.map(|stage| (stage.embedding, stage.logits)).unzip();
         Ok(Said { embeddings, logits })
     }
 
@@ -189,7 +193,7 @@ fn check_widths(networks: &[Staged]) -> Result<()> {
     match networks.iter().find(uneven) {
         None => Ok(()),
         Some(network) => {
-            let (name, widths) = (&network.network.spec().name, &network.widths);
+            let (name, widths) = (&network.network.backbone.spec().name, &network.widths);
             Err(wrong(format!("expected stages with embeddings of one width, found {widths:?} in `{name}`")))
         }
     }
@@ -199,7 +203,7 @@ struct Lmcl {
     cohort: Cohort,
     networks: Vec<Staged>,
     /// The student's classifiers behind its stages, each as a network.
-    heads: Vec<StageClassifier>,
+    heads: Vec<HeadClassifier>,
     meta: Option<Meta>,
     settings: MclSettings,
 }
@@ -265,7 +269,12 @@ fn project(networks: &[Staged], said: &[Said]) -> Result<Vec<Vec<Tensor>>> {
 
 /// Embeddings without history, by network and stage.
 fn constants(said: &[Said]) -> Vec<Vec<Tensor>> {
-    said.iter().map(|said| said.embeddings.iter().map(Tensor::detach).collect()).collect()
+    let embeddings: Vec<Vec<Tensor>> = said.iter().map(|said| said.embeddings.clone()).collect();
+    detached(&embeddings)
+}
+
+fn detached(stages: &[Vec<Tensor>]) -> Vec<Vec<Tensor>> {
+    stages.iter().map(|stages| stages.iter().map(Tensor::detach).collect()).collect()
 }
 
 /// The weights of pairs of stages, and how they learn.
@@ -274,8 +283,7 @@ fn constants(said: &[Said]) -> Vec<Vec<Tensor>> {
 /// `L(theta, A)`, whose embeddings in the weights are constants as in the main step, they descend on the cross-entropy
 /// of all classifiers at `theta' = theta - lr grad_theta L(theta, A)`. With `u = grad_theta CE(theta')` its gradient is
 /// `-lr d/dA (u . grad_theta L(theta, A))`, the derivative of `grad_A L` in the direction of u, by a central difference.
-/// The targets of the imitation move along in that difference, although they are constants in `grad_theta L`: the
-/// gradient is exact for the contrast and too long for the imitation.
+/// The targets of the imitation are constants in `grad_theta L`, so in that difference they stay those at theta.
 struct Meta {
     weights: PairWeights,
     /// The projections.
@@ -339,10 +347,9 @@ impl Meta {
         let said = forward(networks, &due.images, Mode::BatchStatistics)?;
         let embeddings = constants(&said);
         let weights = no_grad(|| self.weights.forward(&embeddings))?.detach();
-        let loss = |v: &[Vec<Tensor>], weights: &Tensor| -> Result<Tensor> {
-            Ok(total(&lmcl(v, &due.labels, Some(weights), settings)?)?)
-        };
-        let grads = loss(&project(networks, &said)?, &weights)?.backward()?;
+        let v = project(networks, &said)?;
+        let targets = detached(&v);
+        let grads = total(&lmcl(&v, &due.labels, Some(&weights), settings)?)?.backward()?;
         self.shift(start, -due.lr, |var| grads.get(var))?;
         let said = forward(networks, &due.images, Mode::BatchStatistics)?;
         let direction = heads_cross_entropy(&said, &due.labels)?.backward()?;
@@ -357,8 +364,9 @@ impl Meta {
         let side = |reach: f64| -> Result<GradStore> {
             self.shift(start, reach, |var| direction.get(var))?;
             let v = no_grad(|| project(networks, &forward(networks, &due.images, Mode::BatchStatistics)?))?;
-            let v: Vec<Vec<Tensor>> = v.iter().map(|stages| stages.iter().map(Tensor::detach).collect()).collect();
-            Ok(loss(&v, &self.weights.forward(&embeddings)?)?.backward()?)
+            let weights = self.weights.forward(&embeddings)?;
+            let terms = lmcl_towards(&detached(&v), &targets, &due.labels, Some(&weights), settings)?;
+            Ok(total(&terms)?.backward()?)
         };
         let (mut gradient, behind) = (side(reach)?, side(-reach)?);
         for (_, var) in &self.params {
@@ -395,41 +403,4 @@ impl Meta {
 fn heads_cross_entropy(said: &[Said], labels: &Tensor) -> Result<Tensor> {
     let each = said.iter().flat_map(|said| &said.logits).map(|logits| Ok(cross_entropy(logits, labels)?));
     Ok(Tensor::stack(&each.collect::<Result<Vec<_>>>()?, 0)?.sum_all()?)
-}
-
-/// A classifier behind a stage of the student, as a network.
-struct StageClassifier {
-    network: Arc<dyn Network>,
-    branches: Arc<Branches>,
-    stage: usize,
-    spec: NetworkSpec,
-}
-
-fn heads_of(staged: &Staged) -> Vec<StageClassifier> {
-    let whole = staged.network.spec();
-    let head = |(stage, branch): (usize, &NetworkSpec)| StageClassifier {
-        network: Arc::clone(&staged.network),
-        branches: Arc::clone(&staged.branches),
-        stage,
-        spec: NetworkSpec {
-            name: branch.name.clone(),
-            maps: Vec::new(),
-            embedding: branch.embedding,
-            pre_activations: false,
-            multiply_adds: whole.multiply_adds.saturating_add(branch.multiply_adds),
-            ..whole.clone()
-        },
-    };
-    staged.branches.specs().into_iter().enumerate().map(head).collect()
-}
-
-impl Network for StageClassifier {
-    fn spec(&self) -> &NetworkSpec {
-        &self.spec
-    }
-
-    fn forward(&self, images: &Tensor, mode: Mode, _taps: Taps) -> retort_nn::Result<Outputs> {
-        let maps = self.network.forward(images, mode, Taps { maps: true, ..Taps::default() })?.maps;
-        Ok(self.branches.forward(&maps, mode, Taps::default())?.swap_remove(self.stage))
-    }
 }

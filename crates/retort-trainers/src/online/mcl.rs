@@ -4,7 +4,7 @@ use super::cohort::{Cohort, CohortForm, Others, logits, task};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{Kind, Recipe, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, Recipe, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_datasets::Sampling;
@@ -77,7 +77,7 @@ impl System for MclConfig {
         let (heads, part) = heads(ctx, &cohort, self.hidden, self.dim)?;
         parts.push(part);
         let method = Mcl { cohort, heads, settings: self.loss, logit_kd: self.logit_kd };
-        Ok(vec![recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 
@@ -94,7 +94,10 @@ pub(super) fn class_balanced(
     let fits = |m: usize| m >= 2 && batch.is_multiple_of(m) && (2..=occur).contains(&(batch / m));
     let each = match per_class {
         Some(m) => Some(m).filter(|&m| fits(m)),
-        None => (2..=batch / 2).find(|&m| fits(m)),
+        // The most classes make the fewest images of each.
+        None => {
+            (2..=occur).rev().filter(|&classes| batch.is_multiple_of(classes)).map(|c| batch / c).find(|&m| fits(m))
+        }
     };
     let Some(each) = each else {
         let asked = per_class.map_or("2 or more".to_string(), |m| m.to_string());
@@ -104,7 +107,6 @@ pub(super) fn class_balanced(
         return Err(Error::Config { what: system.into(), message });
     };
     let sampling = Sampling::ClassBalanced { classes: batch / each };
-    sampling.check(batch, &counts)?;
     ctx.sampled(system, sampling)
 }
 

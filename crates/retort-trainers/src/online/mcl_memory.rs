@@ -5,7 +5,7 @@ use super::mcl::{cohort, heads, projected};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method, stream};
 use crate::state::Parts;
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use rand::RngExt;
@@ -127,7 +127,7 @@ impl System for MclMemoryConfig {
         let (size, start) = (ctx.train.len(), seed.child("banks"));
         let memory = MclMemory::init(count, size, self.dim, self.momentum, start, DType::F32, &ctx.device)?;
         let method = Banks { cohort, heads, memory, rows, seed, due: None, config: self.clone() };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

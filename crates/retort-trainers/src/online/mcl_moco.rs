@@ -5,7 +5,7 @@ use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::self_supervised::reached;
 use crate::state::{Part, Parts};
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use retort_losses::online::{MclQueues, MclSettings};
@@ -117,7 +117,7 @@ impl System for MclMocoConfig {
         let queues = MclQueues::init(pairs.len(), self.queue, self.dim, seed, DType::F32, &ctx.device)?;
         let parts = Parts::new(pairs.iter().flat_map(Pair::parts));
         let method = MclMoco { pairs, queues, due: Vec::new(), config: self.clone() };
-        Ok(vec![ctx.recipe.phase("views", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -4,7 +4,7 @@ use super::cohort::{Cohort, CohortForm, Others, logits};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use retort_losses::online::{RampedSettings, okddip};
@@ -59,7 +59,7 @@ impl System for OkddipConfig {
         let attention = PeerAttention::new(width, (width / 8).max(1), &params.root())?;
         parts.push(Part::new("attention", params));
         let method = Okddip { cohort, attention, settings: self.loss };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

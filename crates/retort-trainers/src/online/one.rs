@@ -4,7 +4,7 @@ use super::cohort::{Cohort, Others, logits};
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{Kind, System, SystemContext, SystemInfo};
+use crate::system::{Kind, MAIN, System, SystemContext, SystemInfo};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use retort_losses::online::{RampedSettings, one};
@@ -50,6 +50,11 @@ impl System for OneConfig {
         Ok(self.loss.validate(Self::INFO.id)?)
     }
 
+    /// The gate has a batch norm on pooled maps.
+    fn least_rows(&self) -> usize {
+        2
+    }
+
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
         let family = &retort_models::info(ctx.student)?.family;
         let (cohort, mut parts) = Cohort::on_trunk(ctx, &PeersConfig::one(family, 1 + self.others))?;
@@ -57,7 +62,7 @@ impl System for OneConfig {
         let gated = Gated::new(&cohort, &ctx.device, |width, peers| Ok(Gate::new(width, peers, &params.root())?))?;
         parts.push(Part::new("gate", params));
         let method = One { cohort, gated, settings: self.loss };
-        Ok(vec![ctx.recipe.phase("mutual", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

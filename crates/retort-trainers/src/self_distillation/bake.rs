@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_datasets::Sampling;
 use retort_losses::self_distillation::{BakeSettings, bake};
 use retort_nn::{Mode, Network, Taps};
@@ -56,11 +56,10 @@ impl System for BakeConfig {
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
         check_labels(ctx, Self::INFO.id)?;
         let recipe = ctx.sampled(Self::INFO.id, self.sampling())?;
-        self.sampling().check(recipe.plan.batch_size, &ctx.train.class_counts())?;
         let (student, params) = ctx.network(ctx.student, "student")?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = Bake { student, settings: self.loss };
-        Ok(vec![recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -6,7 +6,7 @@ use crate::branched::Exits;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::Parts;
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::self_distillation::{ByotSettings, byot};
 use retort_models::BranchesConfig;
 
@@ -33,7 +33,7 @@ impl System for ByotSettings {
         let rows = BranchesConfig::byot(&retort_models::info(ctx.student)?.family, ctx.model.classes);
         let (student, parts) = Exits::new(ctx, &rows)?;
         let method = Byot { student, settings: *self };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

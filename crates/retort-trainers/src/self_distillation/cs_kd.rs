@@ -4,7 +4,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_datasets::Sampling;
 use retort_losses::self_distillation::{CsKdSettings, cs_kd};
 use retort_nn::{Mode, Network, Taps, no_grad};
@@ -31,7 +31,7 @@ impl System for CsKdSettings {
         let (student, params) = ctx.network(ctx.student, "student")?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = CsKd { student, settings: *self };
-        Ok(vec![recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_losses::self_distillation::{DdgsdSettings, ddgsd};
 use retort_nn::{Mode, Network, Taps};
@@ -31,7 +31,7 @@ impl System for DdgsdSettings {
         let (student, params) = ctx.network(ctx.student, "student")?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = Ddgsd { student, settings: *self };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -6,7 +6,7 @@ use crate::branched::Exits;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::Parts;
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::self_distillation::dks;
 use retort_models::BranchesConfig;
 use retort_nn::Taps;
@@ -49,7 +49,7 @@ impl System for DksConfig {
         let rows = BranchesConfig::dks(&retort_models::info(ctx.student)?.family, ctx.model.classes);
         let (student, parts) = Exits::new(ctx, &rows)?;
         let method = Dks { student, temperature: self.temperature };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_losses::self_distillation::{DlbBatch, DlbMemory, DlbSettings, dlb};
 use retort_nn::{Mode, Network, Taps, Tensors};
@@ -33,7 +33,7 @@ impl System for DlbSettings {
         let (student, params) = ctx.network(ctx.student, "student")?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = Dlb { student, last: DlbMemory::new(), said: None, settings: *self };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::self_distillation::{FrskdSettings, frskd};
 use retort_models::{Pyramid, PyramidConfig};
 use retort_nn::{Mode, Network, Taps};
@@ -69,7 +69,7 @@ impl System for FrskdConfig {
         let pyramid = Pyramid::new(student.spec().stages(), ctx.model.classes, size, &pyramid_params.root())?;
         let parts = Parts::new([Part::new("student", params), Part::new("pyramid", pyramid_params)]);
         let method = Frskd { student, pyramid, config: *self };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method, stream};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -75,7 +75,7 @@ impl System for MixedImagesConfig {
         }
         let parts = Parts::new([Part::new("student", params)]);
         let method = MixedImages { student, config: *self, seed: ctx.seed.child(Self::INFO.id) };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -1,12 +1,12 @@
 //! A network and its branches agree on mixed images and on interpolations of the unmixed ones.
 
-use super::{MAPS, check_labels, check_range};
+use super::{MAPS, check_labels, check_range, check_unread};
 use crate::Result;
 use crate::branched::Exits;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method, stream};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_datasets::batch::{draw_beta, draw_permutation, mixup};
 use retort_losses::self_distillation::{
@@ -53,6 +53,10 @@ impl System for MixSkdConfig {
     fn check(&self) -> Result<()> {
         let ok = self.alpha > 0.0 && self.alpha.is_finite();
         check_range(ok, Self::INFO.id, "alpha", "a finite number > 0", self.alpha)?;
+        if self.loss.discriminators == Discriminators::Off {
+            let untrained = [("loss.train_discriminators", !self.loss.train_discriminators)];
+            check_unread(Self::INFO.id, "where `discriminators` are off", &untrained)?;
+        }
         Ok(self.loss.validate()?)
     }
 
@@ -79,7 +83,7 @@ impl System for MixSkdConfig {
         }
         let seed = ctx.seed.child(Self::INFO.id);
         let method = MixSkd { student, teacher, discriminators, config: *self, seed };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

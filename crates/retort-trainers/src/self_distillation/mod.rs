@@ -73,6 +73,14 @@ fn check_range(ok: bool, system: &'static str, field: &str, expected: &str, foun
     Err(wrong(system, format!("`{field}` must be {expected}, found {}", found.to_string())))
 }
 
+/// Refuses settings other than their defaults where nothing reads them: `(field, differs)`.
+fn check_unread(system: &'static str, reason: &str, settings: &[(&str, bool)]) -> Result<()> {
+    match settings.iter().find(|(_, differs)| *differs) {
+        Some((field, _)) => Err(wrong(system, format!("`{field}` has no effect {reason}; leave it out"))),
+        None => Ok(()),
+    }
+}
+
 /// The second view of the images.
 fn second_view<'a>(batch: &'a Batch, system: &'static str) -> Result<&'a Tensor> {
     batch.more_views.first().ok_or_else(|| wrong(system, "expected two views of every image, found one".into()))

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_losses::self_distillation::{PsKdMemory, ps_kd_alpha};
 use retort_nn::{Mode, Network, Taps, Tensors};
@@ -49,7 +49,7 @@ impl System for PsKdConfig {
         let memory = PsKdMemory::new(ctx.train.labels(), ctx.model.classes)?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = PsKd { student, memory, epochs: ctx.recipe.epochs, said: None, alpha: self.alpha };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

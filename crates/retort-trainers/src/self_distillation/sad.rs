@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::self_distillation::{SadSettings, sad};
 use retort_nn::{Mode, Network, NetworkSpec};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl System for SadSettings {
         check_halving(student.spec())?;
         let parts = Parts::new([Part::new("student", params)]);
         let method = Sad { student, settings: *self };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -1,11 +1,11 @@
 //! Deep maps of a network supervise its shallow ones. **A reconstruction of a withdrawn paper.**
 
-use super::{MAPS, check_labels, wrong};
+use super::{MAPS, check_labels, check_unread, wrong};
 use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method, stream};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_datasets::batch::draw_permutation;
 use retort_losses::Term;
@@ -75,7 +75,30 @@ impl System for SfrConfig {
     };
 
     fn check(&self) -> Result<()> {
-        Ok(self.loss.validate()?)
+        self.loss.validate()?;
+        let (own, default) = (&self.loss, SfrSettings::default());
+        let unread = |reason: &str, settings: &[(&str, bool)]| check_unread(Self::INFO.id, reason, settings);
+        let node_weights = ("loss.node_weights", own.node_weights != default.node_weights);
+        if own.alpha == 0.0 {
+            let assignment = ("assignment", self.assignment != SfrAssignment::default());
+            unread(
+                "with `alpha = 0`",
+                &[assignment, node_weights, ("loss.l2_weight", own.l2_weight != default.l2_weight)],
+            )?;
+        }
+        if self.assignment != SfrAssignment::Cheapest {
+            unread("where `assignment` is not `cheapest`", &[node_weights])?;
+        }
+        if own.beta == 0.0 {
+            unread("with `beta = 0`", &[("loss.many_to_one", own.many_to_one != default.many_to_one)])?;
+        }
+        if self.smoothing != SfrSmoothing::Dynamic {
+            unread("where `smoothing` is not `dynamic`", &[("loss.momentum", own.momentum != default.momentum)])?;
+        }
+        if self.smoothing == SfrSmoothing::None {
+            unread("where `smoothing` is `none`", &[("loss.epsilon", own.epsilon != default.epsilon)])?;
+        }
+        Ok(())
     }
 
     fn phases(&self, ctx: &SystemContext<'_>) -> Result<Vec<Phase>> {
@@ -96,7 +119,7 @@ impl System for SfrConfig {
         }
         let (epochs, seed) = (ctx.recipe.epochs, ctx.seed.child(Self::INFO.id));
         let method = Sfr { student, adapters, table, said: None, config: *self, epochs, seed };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::Term;
 use retort_losses::output::cross_entropy;
 use retort_losses::self_distillation::{TfKdSelfSettings, tf_kd_self};
@@ -38,7 +38,7 @@ impl System for TfKdSelfSettings {
         let first = Learner::new(Parts::new([of_teacher()]), Plain { network: Arc::clone(&teacher) });
         let parts = Parts::new([Part::new("student", params), of_teacher().not_optimised()]);
         let second = Learner::new(parts, TfKdSelf { student, teacher, settings: *self });
-        Ok(vec![ctx.recipe.phase("teacher", Box::new(first)), ctx.recipe.phase("self", Box::new(second))])
+        Ok(vec![ctx.recipe.phase("teacher", Box::new(first)), ctx.recipe.phase(MAIN, Box::new(second))])
     }
 }
 

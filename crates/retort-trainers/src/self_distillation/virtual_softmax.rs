@@ -5,7 +5,7 @@ use crate::Result;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use retort_losses::Term;
 use retort_losses::self_distillation::virtual_softmax;
 use retort_nn::{Linear, Mode, Network, Params, Taps};
@@ -39,7 +39,7 @@ impl System for VirtualSoftmaxConfig {
         let fixed = without_bias(classifier(student.as_ref())?, &params)?;
         let parts = Parts::new([Part::new("student", params).fixed(fixed)]);
         let method = VirtualSoftmax { student };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(parts, method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(parts, method)))])
     }
 }
 

@@ -1,12 +1,12 @@
 //! Soft labels by the rank of the wrong classes in what a network says about the places of an image.
 
-use super::{MAPS, check_labels, check_range, wrong};
+use super::{MAPS, check_labels, check_range, check_unread, wrong};
 use crate::Result;
 use crate::branched::Exits;
 use crate::engine::{Evaluated, Phase, Step, StepOutput};
 use crate::learner::{Learner, Method};
 use crate::state::{Part, Parts};
-use crate::system::{System, SystemContext, SystemInfo};
+use crate::system::{MAIN, System, SystemContext, SystemInfo};
 use candle_core::Tensor;
 use retort_losses::self_distillation::{ZipfRanking, ZipfSettings, dense_votes, zipf_ls};
 use retort_models::{BranchInit, BranchRow, BranchesConfig};
@@ -66,6 +66,15 @@ impl System for ZipfLsConfig {
             let message = "`deeplayer` adds classifiers that vote: it must be 1 where `ranking` is not `dense-vote`";
             return Err(wrong(Self::INFO.id, format!("{message}, found {}", self.deeplayer)));
         }
+        let default = Self::default();
+        if self.ranking != ZipfLsRanking::DenseVote {
+            let upsample = self.upsample != default.upsample;
+            check_unread(Self::INFO.id, "where `ranking` is not `dense-vote`", &[("upsample", upsample)])?;
+        }
+        if self.deeplayer == 1 {
+            let weight = self.loss.heads_weight.to_bits() != default.loss.heads_weight.to_bits();
+            check_unread(Self::INFO.id, "with `deeplayer = 1`", &[("loss.heads_weight", weight)])?;
+        }
         Ok(self.loss.validate()?)
     }
 
@@ -87,7 +96,7 @@ impl System for ZipfLsConfig {
             check_votes(body.network())?;
         }
         let method = ZipfLs { body, config: *self, seed: ctx.seed.child(Self::INFO.id) };
-        Ok(vec![ctx.recipe.phase("self", Box::new(Learner::new(Parts::new(parts), method)))])
+        Ok(vec![ctx.recipe.phase(MAIN, Box::new(Learner::new(Parts::new(parts), method)))])
     }
 }
 

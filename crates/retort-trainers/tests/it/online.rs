@@ -129,8 +129,6 @@ fn mutual_learning_of_one_network_is_plain_training_to_the_bit() {
     let leaves = |json: &str| {
         let run = Run::of(json);
         let mut phases = run.phases().unwrap();
-        // The order of the batches depends on the phase's name.
-        phases[0].name = "train".into();
         let summary = run.go(&mut phases, None, &AtomicBool::new(false), &mut Silent).unwrap();
         let last = summary.epochs.last().unwrap();
         (last.evaluations.clone(), last.train_accuracy, bytes(&phases[0].objective.weights().unwrap()))
@@ -177,6 +175,58 @@ fn networks_in_turn_move_one_by_one_and_have_the_terms_of_all_at_once() {
             assert!((sum - expected).abs() < 1e-5 * expected.abs().max(1.0), "{target}: {sum} {expected}");
         }
     }
+}
+
+#[test]
+fn a_network_imitates_what_those_before_it_say_after_their_update() {
+    let run = Run::of(r#"{"kind":"dml","others":1,"update":"sequential"}"#);
+    let mut phase = run.phase();
+    let batch = run.batch(&phase);
+    let groups = phase.objective.groups();
+    let imitation = |phase: &mut Phase, turn: usize| {
+        let terms = phase.objective.step(&Step { turn, ..step(&batch) }).unwrap().terms;
+        number(&terms.iter().find(|term| term.name != "ce").unwrap().value)
+    };
+    let start = phase.objective.state().unwrap();
+    imitation(&mut phase, 0);
+    let stale = imitation(&mut phase, 1);
+    phase.objective.load_state(&start).unwrap();
+    let terms = phase.objective.step(&Step { turn: 0, ..step(&batch) }).unwrap().terms;
+    let grads = total(&terms).unwrap().backward().unwrap();
+    for (_, var) in &groups[0].params {
+        let moved = (var.as_tensor() - (grads.get(var).unwrap() * 0.5).unwrap()).unwrap();
+        var.set(&moved.detach()).unwrap();
+    }
+    let fresh = imitation(&mut phase, 1);
+    assert!((fresh - stale).abs() > 1e-3 * stale.abs(), "{fresh} and {stale}");
+    // A pass without gradient does not move running statistics: each network's have moved once.
+    let end = phase.objective.state().unwrap();
+    let mut once = run.phase();
+    once.objective.load_state(&start).unwrap();
+    once.objective.step(&Step { turn: 0, ..step(&batch) }).unwrap();
+    let expected = once.objective.state().unwrap();
+    let running = |name: &&String| name.starts_with("student.") && name.contains("running");
+    assert!(start.keys().filter(running).count() > 0);
+    for name in start.keys().filter(running) {
+        assert_eq!(values(&end[name]), values(&expected[name]), "{name}");
+    }
+}
+
+#[test]
+fn networks_of_kdcl_have_an_augmentation_each() {
+    let run = Run::of(r#"{"kind":"kdcl"}"#);
+    let batch = run.batch(&run.phase());
+    let ce = |batch: &Batch| {
+        let terms = run.phase().objective.step(&step(batch)).unwrap().terms;
+        let parts = &terms.iter().find(|term| term.name == "ce").unwrap().parts;
+        parts.iter().map(|(_, value)| number(value)).collect::<Vec<f64>>()
+    };
+    let before = ce(&batch);
+    let mut other = batch.clone();
+    other.more_views[0] = (&other.more_views[0] * 0.5).unwrap();
+    let after = ce(&other);
+    assert_eq!(before.len(), 2);
+    assert!(before[0] == after[0] && before[1] != after[1], "{before:?} {after:?}");
 }
 
 #[test]
@@ -362,7 +412,7 @@ fn a_meta_step_moves_the_weights_of_pairs_and_nothing_else() {
     assert_eq!(new, 12, "a buffer for each");
     assert!(!phase.objective.groups().iter().flat_map(|g| &g.params).any(|(name, _)| name.starts_with("pair-weights")));
 
-    let run = Run::of(r#"{"kind":"lmcl","meta":"off","meta_every":1}"#);
+    let run = Run::of(r#"{"kind":"lmcl","meta":"off"}"#);
     let mut phase = run.phase();
     phase.objective.step(&step(&batch)).unwrap();
     let before = phase.objective.state().unwrap();
@@ -375,8 +425,7 @@ fn a_meta_step_moves_the_weights_of_pairs_and_nothing_else() {
 fn the_meta_gradient_is_the_slope_of_the_cross_entropy_after_a_virtual_step() {
     const RATE: f64 = 0.02;
     const REACH: f64 = 0.1;
-    // Targets of the imitation move along in the finite difference, but are constants in the virtual step.
-    let run = Run::of(r#"{"kind":"lmcl","meta_every":1,"loss":{"soft_vcl":0.0,"soft_icl":0.0}}"#);
+    let run = Run::of(r#"{"kind":"lmcl","meta_every":1}"#);
     let mut phase = run.phase();
     let batch = run.batch(&phase);
     let start = phase.objective.state().unwrap();
@@ -514,6 +563,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     expect(r#"{"kind":"mcl","per_class":1}"#, &["`per_class`", "at least 2"]);
     expect(r#"{"kind":"lmcl","per_class":15}"#, &["`per_class`", "found 15"]);
     expect(r#"{"kind":"lmcl","meta_every":0}"#, &["`meta_every`"]);
+    expect(r#"{"kind":"lmcl","meta":"off","projection":64}"#, &["`projection`", "off"]);
     expect(r#"{"kind":"mfef","fusion_weight_decay":-1.0}"#, &["`fusion_weight_decay`", "-1"]);
     expect(r#"{"kind":"mcl-memory","negatives":0}"#, &["`negatives`", "found 0"]);
     expect(r#"{"kind":"mcl-memory","momentum":2.0}"#, &["momentum", "2"]);

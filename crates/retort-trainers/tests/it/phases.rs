@@ -148,9 +148,14 @@ fn dot_with_delta_0_is_sgd_and_with_another_it_is_not() {
     // Two sums in place of one: equal up to rounding.
     assert!(distance(&sgd, &dot(0.0)) < 1e-3, "{}", distance(&sgd, &dot(0.0)));
     assert!(distance(&sgd, &dot(0.075)) > 1e-3);
-    // A method alone has no task to weigh against.
-    let alone = r#"[{"method":"kd"}]"#;
-    let sgd = trained(alone, r#"{"kind":"sgd","momentum":0.9,"weight_decay":0.0005}"#);
-    let dot = trained(alone, r#"{"kind":"dot","delta":0.075,"weight_decay":0.0005}"#);
-    assert_eq!(distance(&sgd, &dot), 0.0);
+}
+
+#[test]
+fn dot_needs_a_task_and_a_method() {
+    for list in [r#"[{"method":"kd"}]"#, r#"[{"method":"ce"}]"#] {
+        let mut phases = phases(list);
+        phases[0].optimizer = serde_json::from_str(r#"{"kind":"dot"}"#).unwrap();
+        let error = run(&mut phases, None, &AtomicBool::new(false), &mut Silent).unwrap_err().to_string();
+        assert!(error.contains("`dot` keeps the gradients") && error.contains("alone"), "{list}: {error}");
+    }
 }
