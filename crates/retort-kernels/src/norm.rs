@@ -159,7 +159,8 @@ pub fn batch_norm_train(
     Ok((y, stats.get().cloned().unwrap_or_default()))
 }
 
-pub(crate) fn train_elsewhere(
+/// [`batch_norm_train`] as a chain of candle's operations; `count` values a channel.
+pub fn train_elsewhere(
     input: &Tensor,
     weight: &Tensor,
     bias: &Tensor,

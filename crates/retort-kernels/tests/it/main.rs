@@ -2,6 +2,7 @@
 
 mod conv;
 mod errors;
+mod fallback;
 mod loss;
 mod map;
 mod norm;
