@@ -195,7 +195,7 @@ impl<'a> Check<'a> {
     fn rest(&self, method: &MethodConfig, spec: &RunSpec) -> Result<()> {
         for run in spec.with_teachers() {
             let (size, rows, least) = (run.batch_size, run.data.train, run.system.least_rows());
-            let last = if rows.is_multiple_of(size) { size } else { rows % size };
+            let last = self.last_batch(method, size, rows);
             if last < least {
                 let message = format!(
                     "`{}` needs batches of at least {least} rows, but {rows} training images in batches of {size} leave {last} \
@@ -208,13 +208,19 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Rows of the last batch of an epoch.
+    fn last_batch(&self, method: &MethodConfig, size: usize, rows: usize) -> usize {
+        let batches = method.batches.as_ref().or(self.profile.batches.as_ref());
+        // Batches by class are all full.
+        let full = batches.is_some_and(|batches| matches!(batches.as_ref(), Sampling::ClassBalanced { .. }));
+        if full || rows.is_multiple_of(size) { size } else { rows % size }
+    }
+
     /// Refuses a loss that some batch of an epoch, the last one at least, has too few rows for.
     fn batches(&self, method: &MethodConfig, spec: &RunSpec, losses: &[Spanned<LossConfig>]) -> Result<()> {
         let batches = method.batches.as_ref().or(self.profile.batches.as_ref());
         let (size, rows) = (spec.batch_size, spec.data.train);
-        // Batches by class are all full.
-        let full = batches.is_some_and(|batches| matches!(batches.as_ref(), Sampling::ClassBalanced { .. }));
-        let last = if full || rows.is_multiple_of(size) { size } else { rows % size };
+        let last = self.last_batch(method, size, rows);
         let each = match batches.map(Spanned::as_ref) {
             Some(Sampling::ClassBalanced { classes }) => size / classes,
             _ => 1,

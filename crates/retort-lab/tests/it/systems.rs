@@ -256,6 +256,8 @@ fn mistakes_are_found_before_anything_runs() {
     wrong("{ method = \"simreg\", head = \"linear\" }", "{ method = \"ce\" }", &["`ce` reads labels", "unlabelled"]);
     let kd = "{ method = \"kd\" }";
     wrong("{ method = \"simreg\", head = \"linear\" }", kd, &["`kd` reads the teacher's logits", "self-supervised"]);
+    let least = "`self-supervised` needs batches of at least 2 rows";
+    wrong("batch_size = 20", "batch_size = 99", &["tiny.toml:", least, "leave 1 for the last one"]);
     wrong("knn = [1, 3]", "knn = [0]", &["tiny.toml:", "knn"]);
     wrong("knn = [1, 3]", "knn = [1, 41]", &["tiny.toml:", "`knn` must be at most the 40 rows", "found 41"]);
     let other = "[profiles.quick.probe]\ndata = { name = \"fashion-mnist-10k\", train = 40, test = 40 }";
