@@ -189,7 +189,9 @@ fn words(config: &Value, besides: &[&str]) -> Vec<String> {
         Value::String(word) => vec![format!("{name} {word}")],
         Value::Number(number) => vec![format!("{name} {}", number.as_f64().unwrap_or_default())],
         // The settings of a system's loss.
-        Value::Object(_) if name == "loss" => words(value, &["kind"]),
+        Value::Object(_) if name == "loss" => {
+            words(value, &["kind"]).iter().map(|word| format!("{name}.{word}")).collect()
+        }
         _ => Vec::new(),
     };
     fields.flat_map(of_field).collect()

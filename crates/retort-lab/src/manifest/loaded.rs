@@ -509,6 +509,14 @@ pub fn collection_at(path: &Path) -> Result<(Option<String>, Vec<Loaded>)> {
         return Ok((None, vec![Loaded::read(path)?]));
     };
     let folder = path.parent().unwrap_or(Path::new(""));
+    if report.parts.is_empty() {
+        return Err(Error::file(path, "`parts` needs at least one table, found none"));
+    }
+    for (place, part) in report.parts.iter().enumerate() {
+        if report.parts[..place].iter().any(|before| before.as_ref() == part.as_ref()) {
+            return Err(source.error(part.span(), format!("part `{}` occurs twice", part.as_ref())));
+        }
+    }
     let loaded = report.parts.iter().map(|part| {
         let path = self::path(folder, part.as_ref()).map_err(|e| source.error(part.span(), e))?;
         match parts(&path)? {

@@ -204,6 +204,11 @@ fn several_tables_in_one_report() {
     assert!(text.contains("profile `quick` has no run `0123456789ab`"), "{text}");
     let text = lab.refused(&["reproduce", "both", "--only", "kd-3"]);
     assert!(text.contains("unknown method `kd-3`") && text.contains("did you mean `kd-2`"), "{text}");
+    for (parts, message) in [("[]", "at least one table"), ("[\"tiny\", \"tiny\"]", "part `tiny` occurs twice")] {
+        fs::write(lab.path("experiments/both.toml"), format!("title = \"Both\"\nparts = {parts}\n")).unwrap();
+        let text = lab.refused(&["reproduce", "both", "--plan"]);
+        assert!(text.contains("both.toml") && text.contains(message), "{text}");
+    }
     fs::write(lab.path("experiments/both.toml"), "title = \"Both\"\nparts = [\"tinny\"]\n").unwrap();
     let text = lab.refused(&["reproduce", "both"]);
     assert!(text.contains("both.toml:2:") && text.contains("did you mean `tiny`"), "{text}");

@@ -154,8 +154,10 @@ pub enum RankDistribution {
         exp_lambda: f64,
     },
     /// The same for all.
+    #[serde(deserialize_with = "retort_nn::no_fields")]
     Constant,
     /// Independent of the rank: uniform in (0, 1], drawn for every sample and class. Without reference numbers.
+    #[serde(deserialize_with = "retort_nn::no_fields")]
     RandomUniform,
     /// Independent of the rank: Pareto-distributed from 1 on, drawn for every sample and class. Without reference
     /// numbers.

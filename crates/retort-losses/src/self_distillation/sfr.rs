@@ -287,6 +287,7 @@ pub fn sfr_reduce(deep: &Tensor, reduction: usize) -> Result<Tensor> {
 pub enum ManyToOne {
     /// Each for itself: `mean_bck ||s_c - d_ck||^2`.
     #[default]
+    #[serde(deserialize_with = "retort_nn::no_fields")]
     Each,
     /// As a mixture: `mean_bc ||s_c - sum_k a_k d_ck||^2` with `a = softmax_k` of the deep channels' mean squares,
     /// divided by `tau`; the mixture is not normalised again.

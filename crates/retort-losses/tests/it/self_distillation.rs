@@ -669,3 +669,16 @@ fn mixtures_that_do_not_fit() {
     let scores = tensors(&mixed.scores);
     assert!(error(&MixSkdBatch { scores: &scores, self_teacher: [&logits[0], taught[1]], ..batch }).contains("[3, 4]"));
 }
+
+#[test]
+fn stray_fields_beside_a_kind_without_any_are_refused() {
+    use retort_losses::self_distillation::{ManyToOne, RankDistribution};
+    for json in [r#"{"kind":"constant","power":2.0}"#, r#"{"kind":"random-uniform","power":2.0}"#] {
+        let error = serde_json::from_str::<RankDistribution>(json).unwrap_err().to_string();
+        assert!(error.contains("`power`"), "{json}: {error}");
+    }
+    let error = serde_json::from_str::<ManyToOne>(r#"{"mode":"each","tau":2.0}"#).unwrap_err().to_string();
+    assert!(error.contains("`tau`"), "{error}");
+    assert_eq!(serde_json::from_str::<ManyToOne>(r#"{"mode":"each"}"#).unwrap(), ManyToOne::Each);
+    assert_eq!(serde_json::from_str::<RankDistribution>(r#"{"kind":"constant"}"#).unwrap(), RankDistribution::Constant);
+}

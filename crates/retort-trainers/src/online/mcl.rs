@@ -100,10 +100,15 @@ pub(super) fn class_balanced(
         }
     };
     let Some(each) = each else {
-        let asked = per_class.map_or("2 or more".to_string(), |m| m.to_string());
-        let message = format!(
-            "`per_class` must be at least 2 and divide the batch into 2 to {occur} classes, found {asked} for batches of {batch}"
-        );
+        let message = match per_class {
+            Some(m) => format!(
+                "`per_class` must be at least 2 and divide the batch into 2 to {occur} classes, found {m} for batches of {batch}"
+            ),
+            None => format!(
+                "a batch must hold at least 2 images each of 2 to {occur} classes, which `batch_size` = {batch} cannot be \
+                 divided into; take a multiple of such a number of classes"
+            ),
+        };
         return Err(Error::Config { what: system.into(), message });
     };
     let sampling = Sampling::ClassBalanced { classes: batch / each };

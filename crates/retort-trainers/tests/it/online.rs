@@ -582,7 +582,7 @@ fn settings_that_do_not_fit_are_refused_by_name() {
     let text = Run { views: 1, ..Run::of(r#"{"kind":"kdcl","others":2}"#) }.refusal();
     assert!(text.contains("3 view") && text.contains("found 1"), "{text}");
     let text = Run { batch_size: 17, ..Run::of(r#"{"kind":"mcl"}"#) }.refusal();
-    assert!(text.contains("batches of 17"), "{text}");
+    assert!(text.contains("`batch_size` = 17"), "{text}");
     let partners = Sampling::SameClassPartners { partners: 1 };
     let text = Run { sampling: partners, ..Run::of(r#"{"kind":"mcl"}"#) }.refusal();
     assert!(text.contains("ClassBalanced") && text.contains("SameClassPartners"), "{text}");
