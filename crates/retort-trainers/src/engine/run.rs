@@ -60,7 +60,8 @@ impl Trainer<'_> {
     /// # Errors
     ///
     /// [`Error::Interrupted`] when the stop flag was raised; a checkpoint of another run or shape; a term that is not finite;
-    /// a trainable parameter that no term reaches.
+    /// a trainable parameter that no term reaches, unless a term has weight 0; the optimiser `dot` in the last phase
+    /// without terms of both kinds.
     pub fn run(&self, phases: &mut [Phase], observer: &mut dyn Observer) -> Result<Summary> {
         if self.eval_batch_size == 0 || self.evaluate_every == 0 {
             let message = "`eval_batch_size` and `evaluate_every` must be at least 1, found 0".to_string();
